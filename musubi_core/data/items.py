@@ -1,0 +1,61 @@
+"""What a dataset is made of, from media files to cached latents. Plain values, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One media file that will be used, with everything that belongs to it.
+
+    size: (width, height) in pixels as stored. frames: frames after conversion to the architecture's rate,
+    1 for a picture. stem: the file's base name, made unique within a cache folder; cache names start with it.
+    """
+
+    path: Path  # a picture, a video, or a folder of numbered pictures
+    stem: str
+    is_video: bool
+    size: tuple[int, int]
+    frames: int
+    fps: float  # of the file, or as declared by source_fps; 0 for a picture
+    caption: str
+    targets: tuple[Path, ...] = ()  # further target pictures (multiple_target), same bucket
+    controls: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One latent to make: a picture, or one window of a clip, at the size of its bucket.
+
+    start, frames: window [start, start + frames) after fps conversion. bucket: (width, height).
+    control_sizes: (width, height) of each control after its own resizing rule.
+    """
+
+    item: Item
+    bucket: tuple[int, int]
+    start: int = 0
+    frames: int = 1
+    control_sizes: tuple[tuple[int, int], ...] = ()
+
+    def latent_name(self, short: str) -> str:
+        """musubi-tuner's file name (reference data-and-training 3.1)."""
+        if not self.item.is_video:
+            width, height = self.item.size
+            return f"{self.item.stem}_{width:04d}x{height:04d}_{short}.safetensors"
+        width, height = self.bucket
+        window = f"{self.start:05d}-{self.frames:03d}"
+        return f"{self.item.stem}_{window}_{width:04d}x{height:04d}_{short}.safetensors"
+
+    def text_name(self, short: str) -> str:
+        """One text file per media file, shared by all windows of a clip."""
+        return f"{self.item.stem}_{short}_te.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A file that is not used, and why, in words for the user."""
+
+    path: Path
+    reason: str

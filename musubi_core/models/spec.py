@@ -1,0 +1,192 @@
+"""All the rest of the program knows about one architecture.
+
+The trainer, caches, adapters, sampling and nodes ask an `ArchSpec` and nothing else. A spec may come from
+outside the core: nothing here assumes that the network is one of our own classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from musubi_core.config import LatentShape
+from musubi_core.files.tensor_info import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Batch: TypeAlias = "Mapping[str, Tensor | list[Tensor]]"  # canonical cache names, stacked over the batch
+Conditioning: TypeAlias = "Mapping[str, Any]"  # whatever `predict` of the same spec understands
+
+
+Header: TypeAlias = Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detected:
+    """A checkpoint that an architecture recognises as its own network."""
+
+    config: Any  # the architecture's own frozen dataclass with sizes read from the shapes
+    naming: str  # "original", "comfyui", "diffusers"
+    prefix: str = ""  # stripped from every key, e.g. "model.diffusion_model."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """How a network is to be loaded."""
+
+    path: Path
+    device: torch.device
+    dtype: torch.dtype
+    attention: str = "sdpa"  # see device.attention
+    split_attention: bool = False
+    checkpointing: bool = False
+    options: Any = None  # an instance of ArchSpec.train_options
+    transform: Callable[[str, Tensor], Tensor] | None = None  # per tensor, original naming, before the cast
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingInput:
+    """One batch, ready for the flow-matching loss."""
+
+    latents: Tensor  # (B, C, F, H, W) or (B, C, H, W), as the network sees clean data
+    conditioning: Conditioning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderRequest:
+    """How an encoder is to be opened for caching or previews."""
+
+    device: torch.device
+    dtype: torch.dtype | None  # None: the architecture's own default
+    options: Any  # an instance of ArchSpec.latent_options or .text_options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pixels:
+    """What a latent encoder gets for one group of equally sized items."""
+
+    frames: Tensor  # (B, F, H, W, 3) uint8
+    seeds: Sequence[int]  # one per item: posterior samples do not depend on order or batch size
+    controls: Sequence[Sequence[Tensor]] = ()  # per item, each (F, H, W, 3 or 4) uint8
+    item_options: Mapping[str, Any] = field(default_factory=dict)  # dataset keys that only some specs read
+
+
+class LatentCodec(Protocol):
+    """An opened VAE. `encode` returns one dict of canonical cache tensors per item, without batch axis."""
+
+    def encode(self, pixels: Pixels) -> list[dict[str, Tensor]]: ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, F, H, W) as the network sees them -> (B, F', H', W', 3) uint8."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentEncoding:
+    """How this architecture makes latents: who encodes (for the fingerprint) and how to open it."""
+
+    identity: str  # changes when the weights change
+    settings: Mapping[str, Any]  # everything else that changes the result, JSON values
+    open: Callable[[], LatentCodec]  # heavy: called only when something must be encoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPass:
+    """One text encoder. Passes run one after the other, so that only one encoder is in memory."""
+
+    name: str  # "llm", "clipL"
+    tensors: tuple[str, ...]  # canonical names it writes
+    identity: str
+    settings: Mapping[str, Any]
+    open: Callable[[], Callable[[Sequence[str]], list[dict[str, Tensor]]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraNames:
+    """Substring substitutions, in order, from the network's dotted names to the names ComfyUI loads."""
+
+    comfyui: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """Defaults of inference: Euler steps, time shift, embedded guidance, frame rate."""
+
+    steps: int
+    shift: float
+    guidance: float
+    fps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expert:
+    """One network of a model that has several, with its range of t (1 is pure noise)."""
+
+    name: str = ""
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpecCard:
+    """The architecture's `modelspec.*` entries in the metadata of a LoRA."""
+
+    architecture: str
+    implementation: str
+    resolution: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyFiles:
+    """Random weights in the real file formats, small enough for a CPU in seconds."""
+
+    dit: Path
+    vae: Path
+    options: Mapping[str, Any]  # further options by name, e.g. {"text_encoder1": Path(...)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchSpec:
+    """Everything the program may ask about an architecture. Shapes: see the types above.
+
+    `t` is (B,) in 0..1, 1 is pure noise. `predict` returns the velocity, shaped like its noisy input.
+    Patterns are regular expressions, matched in full against dotted module names.
+    """
+
+    name: str
+    latent: LatentShape
+    card: ModelSpecCard
+
+    # files
+    detect: Callable[[Header], Detected | None]
+    load: Callable[[LoadRequest], nn.Module]
+    write_tiny: Callable[[Path, int], TinyFiles]  # (folder, seed)
+
+    # caching: option dataclasses of this architecture alone, and what they open
+    latent_options: type
+    text_options: type
+    latents: Callable[[EncoderRequest], LatentEncoding]
+    texts: Callable[[EncoderRequest], tuple[TextPass, ...]]
+
+    # training
+    train_options: type
+    training_input: Callable[[Batch, Any], TrainingInput]  # (batch, train options)
+    predict: Callable[[nn.Module, Tensor, Tensor, Conditioning, Any], Tensor]  # (net, x_t, t, cond, options)
+    blocks: Callable[[nn.Module], list[nn.Module]]  # what may be swapped or compiled, in order
+    required_tensors: tuple[str, ...]  # canonical cache names without which an item cannot be trained on
+
+    # adapters and precision
+    adapt_classes: tuple[str, ...]  # class names whose Linear and Conv children get adapters
+    adapt_exclude: tuple[str, ...]  # always excluded unless the user's include patterns name them
+    keep_precise: tuple[str, ...]  # substrings of names that are never quantised
+    lora_names: LoraNames
+    network_modules: tuple[str, ...]  # names of musubi-tuner's network modules that mean LoRA here
+
+    # sampling
+    sampling: SamplingDefaults
+    sample_conditioning: Callable[[Batch, float, Any], Conditioning]  # (text batch, guidance, options)
+    experts: tuple[Expert, ...] = (Expert(),)

@@ -44,7 +44,9 @@ def imported_rooms(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             module = node.module or ""
-            names += [f"{module}.{alias.name}" for alias in node.names] if module == "musubi_core" else [module]
+            names += (
+                [f"{module}.{alias.name}" for alias in node.names] if module == "musubi_core" else [module]
+            )
     return {name.split(".")[1] for name in names if name.startswith("musubi_core.")}
 
 
@@ -56,7 +58,9 @@ def test_imports_point_one_way(file: Path):
     room = file.relative_to(CORE).parts[0].removesuffix(".py")
     allowed = MAY_IMPORT[room] | {room} | LEAVES
     found = imported_rooms(file.read_text(encoding="utf-8"))
-    assert found <= allowed, f"{file}: {room} may import only {sorted(allowed)}, found {sorted(found - allowed)}"
+    assert found <= allowed, (
+        f"{file}: {room} may import only {sorted(allowed)}, found {sorted(found - allowed)}"
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CORE)))

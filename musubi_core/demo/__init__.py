@@ -1,0 +1,1 @@
+"""The whole pipeline on tiny random weights: what `musubi demo` runs."""

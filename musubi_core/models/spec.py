@@ -63,6 +63,7 @@ class EncoderRequest:
     device: torch.device
     dtype: torch.dtype | None  # None: the architecture's own default
     options: Any  # an instance of ArchSpec.latent_options or .text_options
+    weights: Path | None = None  # --vae; text encoders name their files in `options`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

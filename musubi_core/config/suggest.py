@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from musubi_core.errors import ConfigError
 
+_FITS_IN_A_MESSAGE = 40  # names
+
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """Up to `count` known names that look like `name`, best first."""
@@ -19,6 +21,8 @@ def unknown_key(name: str, known: Iterable[str], *, where: str, kind: str = "opt
     close = nearest(name, known)
     if close:
         hint = f"Did you mean {' or '.join(close)}?"
+    elif len(known) > _FITS_IN_A_MESSAGE:
+        hint = f"None of the {len(known)} known ones looks like it."
     else:
         hint = f"Known: {', '.join(sorted(known))}."
     return ConfigError(f"{where}: unknown {kind} {name!r}. {hint}")

@@ -93,6 +93,7 @@ class LatentEncoding:
     identity: str  # changes when the weights change
     settings: Mapping[str, Any]  # everything else that changes the result, JSON values
     open: Callable[[], LatentCodec]  # heavy: called only when something must be encoded
+    item_options: tuple[str, ...] = ()  # keys of Pixels.item_options that it reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,10 @@ class TinyFiles:
     options: Mapping[str, Any]  # further options by name, e.g. {"text_encoder1": Path(...)}
 
 
+def _no_reason(header: Header) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchSpec:
     """Everything the program may ask about an architecture. Shapes: see the types above.
@@ -191,3 +196,6 @@ class ArchSpec:
     sampling: SamplingDefaults
     sample_conditioning: Callable[[Batch, float, Any], Conditioning]  # (text batch, guidance, options)
     experts: tuple[Expert, ...] = (Expert(),)
+
+    # why `detect` turned a header down, for messages: "it holds a VAE. Expected ..."
+    refuse: Callable[[Header], str] = _no_reason

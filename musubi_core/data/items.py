@@ -10,8 +10,9 @@ from pathlib import Path
 class Item:
     """One media file that will be used, with everything that belongs to it.
 
-    size: (width, height) in pixels as stored. frames: frames after conversion to the architecture's rate,
-    1 for a picture. stem: the file's base name, made unique within a cache folder; cache names start with it.
+    size: (width, height) in pixels as shown, that is after EXIF or display rotation. frames: frames after
+    conversion to the architecture's rate, source_frames: before it; both 1 for a picture. stem: the file's
+    base name, made unique within a cache folder; cache names start with it.
     """
 
     path: Path  # a picture, a video, or a folder of numbered pictures
@@ -23,6 +24,7 @@ class Item:
     caption: str
     targets: tuple[Path, ...] = ()  # further target pictures (multiple_target), same bucket
     controls: tuple[Path, ...] = ()
+    source_frames: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,60 @@
+"""Everything a training run can be told, from the dataclasses of its parts. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from musubi_core.errors import ConfigError
+from musubi_core.networks.config import NetworkConfig
+from musubi_core.training.options.compile import CompileOptions
+from musubi_core.training.options.data import DataOptions
+from musubi_core.training.options.logging import LoggingOptions
+from musubi_core.training.options.loop import LoopOptions
+from musubi_core.training.options.model import ModelOptions
+from musubi_core.training.options.optimizer import OptimizerOptions
+from musubi_core.training.options.saving import SavingOptions
+from musubi_core.training.options.schedule import ScheduleOptions
+from musubi_core.training.options.timesteps import TimestepOptions
+from musubi_core.training.options.validation import ValidationOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One run. Only `training/run.py` sees it whole; every part gets the options that it owns."""
+
+    data: DataOptions
+    model: ModelOptions
+    network: NetworkConfig
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    timesteps: TimestepOptions
+    validation: ValidationOptions
+    loop: LoopOptions
+    saving: SavingOptions
+    logging: LoggingOptions
+    compile: CompileOptions
+    arch_options: object = None  # an instance of the architecture's train_options; None means its defaults
+
+    def check(self) -> None:
+        """Raises ConfigError for contradictions, before anything is opened."""
+        self.model.check()
+        self.optimizer.check()
+        self.schedule.check()
+        self.timesteps.check()
+        self.validation.check()
+        self.saving.check()
+        self.logging.check()
+        self.compile.check(split_attention=self.model.split_attn)
+        for name, path in (("dit", self.model.dit), ("dataset_config", self.data.dataset_config)):
+            if not path.exists():
+                raise ConfigError(f"--{name}: {path} does not exist. Give the path of an existing file.")
+        if self.optimizer.optimizer_type.lower().endswith("schedulefree"):
+            self._check_schedule_free()
+
+    def _check_schedule_free(self) -> None:
+        if self.schedule.lr_scheduler != "constant" or self.schedule.lr_scheduler_type:
+            raise ConfigError(
+                f"{self.optimizer.optimizer_type} needs no schedule, but lr_scheduler is "
+                f"{self.schedule.lr_scheduler_type or self.schedule.lr_scheduler}. Use lr_scheduler "
+                "constant, and --optimizer_args warmup_steps=100 for a warm-up."
+            )

@@ -1,0 +1,47 @@
+"""One table of names: ours (the original checkpoints') and ComfyUI's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from musubi_core.models.spec import LoraNames
+
+# Applied in this order to parameter names. ComfyUI does the same when it reads an original file.
+ORIGINAL_TO_COMFYUI = (
+    ("txt_in.t_embedder.mlp.0.", "txt_in.t_embedder.in_layer."),
+    ("txt_in.t_embedder.mlp.2.", "txt_in.t_embedder.out_layer."),
+    ("txt_in.c_embedder.linear_1.", "txt_in.c_embedder.in_layer."),
+    ("txt_in.c_embedder.linear_2.", "txt_in.c_embedder.out_layer."),
+    ("_mod.linear.", "_mod.lin."),
+    ("_attn_qkv.", "_attn.qkv."),
+    ("mlp.fc1.", "mlp.0."),
+    ("mlp.fc2.", "mlp.2."),
+    ("_attn_q_norm.weight", "_attn.norm.query_norm.scale"),
+    ("_attn_k_norm.weight", "_attn.norm.key_norm.scale"),
+    (".q_norm.weight", ".norm.query_norm.scale"),
+    (".k_norm.weight", ".norm.key_norm.scale"),
+    ("_attn_proj.", "_attn.proj."),
+    (".modulation.linear.", ".modulation.lin."),
+    ("_in.mlp.0.", "_in.in_layer."),
+    ("_in.mlp.2.", "_in.out_layer."),
+)
+
+# Of the modules that get adapters, only the MLPs differ once dots are underscores.
+LORA_NAMES = LoraNames(comfyui=(("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.2")))
+
+
+def comfyui_name(original: str) -> str:
+    """ComfyUI's name of one parameter, e.g. "double_blocks.0.img_attn.qkv.weight"."""
+    for ours, theirs in ORIGINAL_TO_COMFYUI:
+        original = original.replace(ours, theirs)
+    return original
+
+
+def stored_names(originals: Iterable[str], *, naming: str, prefix: str) -> dict[str, str]:
+    """Our parameter names -> their names in a file of `naming` ("original" or "comfyui").
+
+    The reverse direction is this mapping turned round: it is one to one, which substitutions alone would not
+    be, because ComfyUI's `mlp.0` comes from two different names.
+    """
+    rename = {"original": str, "comfyui": comfyui_name}[naming]
+    return {name: prefix + rename(name) for name in originals}

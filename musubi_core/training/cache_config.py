@@ -59,7 +59,9 @@ class CacheLatentsConfig:
 
     def check(self) -> None:
         if self.vae is None and self.debug_mode is None:
-            raise ConfigError("--vae is missing. Give the VAE file, or --debug_mode to only look at the dataset.")
+            raise ConfigError(
+                "--vae is missing. Give the VAE file, or --debug_mode to only look at the dataset."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,91 @@
+"""Cached items as batches of tensors, read ahead of the training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from musubi_core.data.ahead import ReadAhead
+from musubi_core.data.cache_file import VARLEN, read_cache
+from musubi_core.data.order import BatchPlan, PlannedSample
+from musubi_core.errors import BadFileError, MusubiError
+
+Batch: TypeAlias = "dict[str, Tensor | list[Tensor]]"
+
+
+def load_batch(plan: BatchPlan) -> Batch:
+    """The tensors of a batch by canonical name, on the CPU, in the dtype they were cached in.
+
+    Each is stacked over the batch, (B, ...), except tensors of varying length, which are lists of B tensors.
+    Raises BadFileError naming the file: it is gone, damaged, changed since the set was opened, or holds NaN.
+    """
+    samples = [_load_sample(sample) for sample in plan.samples]
+    batch: Batch = {}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        if name.startswith(VARLEN):
+            batch[name.removeprefix(VARLEN)] = values
+        else:
+            batch[name] = torch.stack(values)
+    return batch
+
+
+def _load_sample(sample: PlannedSample) -> dict[str, Tensor]:
+    item = sample.item
+    tensors: dict[str, Tensor] = {}
+    for path in (item.latents, item.text):
+        found = read_cache(path)[1]
+        for name, tensor in found.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise BadFileError(
+                    f"{path} holds NaN or infinity in {name}. It was made from {item.source}. "
+                    "Delete this cache file and run caching again."
+                )
+        tensors |= found
+    shapes = tuple(
+        sorted(
+            (name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in tensors.items()
+            if not name.startswith(VARLEN)
+        )
+    )
+    if shapes != item.shapes or tuple(sorted(n for n in tensors if n.startswith(VARLEN))) != item.lists:
+        raise BadFileError(
+            f"{item.latents} or {item.text} changed while they were in use. "
+            "Start the run again, after caching has come to its end."
+        )
+    return tensors
+
+
+class BatchReader:
+    """Iterates (plan, batch) in the order of the plans, while threads load the next ones.
+
+    workers = 0 loads in the caller's thread. ahead: finished batches that may wait. To start at any position
+    give `plans[position:]`. Use as a context manager: leaving it, also early, joins the threads.
+    """
+
+    def __init__(self, plans: Sequence[BatchPlan], *, workers: int = 0, ahead: int = 2) -> None:
+        self._reader: ReadAhead[BatchPlan, Batch] = ReadAhead(plans, _one, workers=workers, limit=ahead)
+
+    def __enter__(self) -> BatchReader:
+        self._reader.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[tuple[BatchPlan, Batch]]:
+        for plan, batch in self._reader:
+            if isinstance(batch, MusubiError):
+                raise batch
+            yield plan, batch
+
+
+def _one(plan: BatchPlan) -> Iterator[Batch]:
+    yield load_batch(plan)

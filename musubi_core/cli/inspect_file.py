@@ -1,0 +1,71 @@
+"""`musubi inspect`: what a dataset file would train on, or what a file of weights holds."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from musubi_core.config import ConfigError, option
+from musubi_core.events import Listener, ShouldStop
+from musubi_core.files.tensor_info import TensorInfo
+
+_SHOWN = 12  # names and metadata entries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectConfig:
+    """What is looked at."""
+
+    file: Path = option(
+        help="A dataset file (.toml or .json), or a model, LoRA or cache file, or a folder of model shards."
+    )
+    architecture: str | None = option(
+        None, help="Model family whose buckets and clip lengths are shown. Needed when there are several."
+    )
+
+
+def inspect(config: InspectConfig, listener: Listener, should_stop: ShouldStop) -> None:
+    """Write the answer to stdout. Raises ConfigError or BadFileError for what cannot be read."""
+    if not config.file.exists():
+        raise ConfigError(f"{config.file} does not exist. Give a dataset file or a file of weights.")
+    sys.stdout.write(f"{weights_text(config.file)}\n")
+
+
+def weights_text(path: Path) -> str:
+    """A summary of names, shapes, number formats and metadata; no weight is read."""
+    from musubi_core.files.checkpoint import open_checkpoint
+    from musubi_core.models.registry import architectures
+
+    with open_checkpoint(path) as checkpoint:
+        header, metadata = dict(checkpoint.header), dict(checkpoint.metadata)
+    known = [spec.name for spec in architectures() if spec.detect(header) is not None]
+    lines = [str(path), *_numbers(header)]
+    lines.append(f"network of: {' or '.join(known)}" if known else "network of: no architecture known here")
+    lines += _some("tensors", [f"{name} {_shape(info)}" for name, info in header.items()])
+    lines += _some("metadata", [f"{key} = {_short(value)}" for key, value in sorted(metadata.items())])
+    return "\n".join(lines)
+
+
+def _numbers(header: Mapping[str, TensorInfo]) -> list[str]:
+    formats = Counter[str]()
+    for info in header.values():
+        formats[info.dtype] += prod(info.shape)
+    parts = ", ".join(f"{count:,} {name}" for name, count in formats.most_common())
+    return [f"{len(header)} tensors, {sum(formats.values()):,} numbers: {parts or 'none'}"]
+
+
+def _shape(info: TensorInfo) -> str:
+    return f"{'x'.join(map(str, info.shape)) or 'scalar'} {info.dtype}"
+
+
+def _some(title: str, lines: list[str]) -> list[str]:
+    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return [f"{title}:", *[f"  {line}" for line in lines[:_SHOWN]], *more] if lines else []
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 100 else f"{value[:100]}..."

@@ -1,0 +1,106 @@
+"""The jobs of the command line, and where each finds its options and its work.
+
+Nothing is imported before a job is asked for, so that `musubi --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from musubi_core.cli.flags import Flag, gather
+from musubi_core.cli.shared import SharedConfig
+from musubi_core.config import unknown_key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One word after `musubi`.
+
+    config, run: "module:name". run takes (config, listener, should_stop); what it returns is not used.
+    arch_options: attribute of ArchSpec that holds the architecture's own options for this job.
+    checkpoint: option whose file tells the architecture. positional: option that needs no flag.
+    """
+
+    name: str
+    help: str
+    config: str
+    run: str
+    arch_options: str = ""
+    checkpoint: str = ""
+    positional: str = ""
+
+    def config_class(self) -> type[Any]:
+        return _look_up(self.config)
+
+    def runner(self) -> Callable[..., Any]:
+        return _look_up(self.run)
+
+    def arch_classes(self) -> dict[str, type]:
+        """The option classes of every registered architecture by its name."""
+        if not self.arch_options:
+            return {}
+        from musubi_core.models.registry import architectures
+
+        return {spec.name: getattr(spec, self.arch_options) for spec in architectures()}
+
+    def flags(self) -> dict[str, Flag]:
+        """Every option of the job by name."""
+        return gather((self.config_class(), SharedConfig), self.arch_classes())
+
+
+JOBS: dict[str, Job] = {
+    job.name: job
+    for job in (
+        Job(
+            name="cache-latents",
+            help="Turn the pictures and clips of a dataset into latents on disk.",
+            config="musubi_core.training.cache_config:CacheLatentsConfig",
+            run="musubi_core.training.cache_jobs:cache_latents",
+            arch_options="latent_options",
+        ),
+        Job(
+            name="cache-text",
+            help="Turn the captions of a dataset into text encoder outputs on disk.",
+            config="musubi_core.training.cache_config:CacheTextConfig",
+            run="musubi_core.training.cache_jobs:cache_text",
+            arch_options="text_options",
+        ),
+        Job(
+            name="train",
+            help="Train a LoRA on cached data.",
+            config="musubi_core.training.config:TrainConfig",
+            run="musubi_core.training.run:train",
+            arch_options="train_options",
+            checkpoint="dit",
+        ),
+        Job(
+            name="inspect",
+            help="Say what a dataset file would train on, or what a model file holds.",
+            config="musubi_core.cli.inspect_file:InspectConfig",
+            run="musubi_core.cli.inspect_file:inspect",
+            positional="file",
+        ),
+        Job(
+            name="demo",
+            help="See the whole way from photographs to a LoRA in minutes, without downloads or a GPU.",
+            config="musubi_core.demo.config:DemoConfig",
+            run="musubi_core.demo.run:demo",
+        ),
+    )
+}
+
+
+def _look_up(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def job_named(word: str, others: tuple[str, ...] = ()) -> Job:
+    """The job of that name; cache_latents means cache-latents. Raises ConfigError with the nearest names."""
+    name = word.replace("_", "-")
+    if name not in JOBS:
+        raise unknown_key(word, (*JOBS, *others), where="musubi", kind="job")
+    return JOBS[name]

@@ -1,0 +1,137 @@
+"""Writing safetensors files, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from musubi_core.files.dtypes import CODES, RANKS
+from musubi_core.files.replace import check_space, replace_file
+
+MODEL_HASH = "sshs_model_hash"
+LEGACY_HASH = "sshs_legacy_hash"
+_LEGACY_START, _LEGACY_END = 0x100000, 0x110000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """One tensor to be written. The tensor may be anywhere and of any layout until its turn comes."""
+
+    name: str
+    tensor: Tensor
+    code: str
+    rank: int
+    size: int
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    sshs_hashes: bool = False,
+) -> None:
+    """Write a safetensors file, whole or not at all, in the order and with the bytes of the library.
+
+    Metadata keys stand in the order given (the library's is random). sshs_hashes: add the two hashes by which
+    LoRA tools recognise a file; they cover the tensors and, through its length, the `ss_*` metadata.
+    Tensors that share memory are written each by itself. Raises BadFileError when it cannot be written.
+    """
+    entries = sorted((_entry(*item) for item in tensors.items()), key=lambda entry: (-entry.rank, entry.name))
+    words = None if metadata is None else {key: _plain_text(key, value) for key, value in metadata.items()}
+    hashes = _Hashes(_header(entries, _ss_only(words or {}))) if sshs_hashes else None
+    if hashes:
+        words = {**(words or {}), **hashes.placeholders()}
+    header = _header(entries, words)
+    check_space(path.parent, len(header) + sum(entry.size for entry in entries), what=path.name)
+    with replace_file(path) as file:
+        file.write(header)
+        for entry in entries:
+            data = _bytes_of(entry.tensor)
+            file.write(data)
+            if hashes:
+                hashes.add(data)
+        if hashes:  # they have a fixed length, so the header keeps its size
+            file.seek(0)
+            file.write(_header(entries, {**(words or {}), **hashes.values()}))
+
+
+class _Hashes:
+    """sshs hashes, fed with the tensor bytes in file order.
+
+    The model hash is sha256 over all tensor bytes. The legacy hash is the start of sha256 over 64 KiB from
+    1 MiB on, of the file as it would be with only `ss_*` metadata; that part is empty in small files.
+    """
+
+    def __init__(self, ss_header: bytes) -> None:
+        self._model = hashlib.sha256()
+        self._legacy = hashlib.sha256()
+        self._at = 0
+        self._add_legacy(memoryview(ss_header))
+
+    def add(self, data: memoryview) -> None:
+        self._model.update(data)
+        self._add_legacy(data)
+
+    def _add_legacy(self, data: memoryview) -> None:
+        self._legacy.update(data[max(_LEGACY_START - self._at, 0) : max(_LEGACY_END - self._at, 0)])
+        self._at += len(data)
+
+    @staticmethod
+    def placeholders() -> dict[str, str]:
+        return {MODEL_HASH: "0" * 64, LEGACY_HASH: "0" * 8}
+
+    def values(self) -> dict[str, str]:
+        return {MODEL_HASH: self._model.hexdigest(), LEGACY_HASH: self._legacy.hexdigest()[:8]}
+
+
+def _entry(name: str, tensor: Tensor) -> _Entry:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in CODES or tensor.layout != torch.strided or tensor.is_meta:
+        raise TypeError(
+            f"{name}: a {dtype} tensor ({tensor.layout}, {tensor.device}) has no safetensors form."
+        )
+    if name == "__metadata__":
+        raise ValueError("__metadata__ is not a name for a tensor.")
+    size = tensor.numel() * tensor.element_size()
+    return _Entry(name=name, tensor=tensor, code=CODES[dtype], rank=RANKS[dtype], size=size)
+
+
+def _header(entries: list[_Entry], metadata: Mapping[str, str] | None) -> bytes:
+    """Length and JSON, padded with spaces to a multiple of 8 bytes as the library does."""
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    start = 0
+    for entry in entries:
+        end = start + entry.size
+        table[entry.name] = {
+            "dtype": entry.code,
+            "shape": list(entry.tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _ss_only(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key.startswith("ss_")}
+
+
+def _plain_text(key: str, value: str) -> str:
+    """A text that UTF-8 can hold. Paths with bytes that are no UTF-8 reach Python as lone surrogates."""
+    if not isinstance(value, str):
+        raise TypeError(f"metadata {key} is a {type(value).__name__}; safetensors holds texts only.")
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor as contiguous bytes on the CPU; a copy only where needed."""
+    plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,119 @@
+"""safetensors files: read tensor by tensor into memory of their own, write whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from musubi_core.errors import BadFileError
+from musubi_core.files.header import (
+    Defect,
+    StoredTensor,
+    TensorFileError,
+    TensorHeader,
+    header_of,
+    read_header,
+)
+from musubi_core.files.os_errors import missing_tensor, read_error
+from musubi_core.files.tensor_writer import write_tensors
+
+__all__ = [
+    "Defect",
+    "StoredTensor",
+    "TensorFile",
+    "TensorFileError",
+    "TensorHeader",
+    "read_header",
+    "read_tensors",
+    "write_tensors",
+]
+
+
+class TensorFile:
+    """An open safetensors file. Use as a context manager; one per thread, because reading moves its position.
+
+    Raises BadFileError on opening when the header lies, on reading when the file has changed meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("rb", buffering=0)
+            try:
+                self.header = header_of(self._file, path)
+            except BaseException:
+                self._file.close()
+                raise
+        except OSError as error:
+            raise read_error(path, error) from error
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self.header.metadata
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of their bytes: reading in this order is the fastest."""
+        return list(self.header.tensors)
+
+    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """One tensor, copied into memory of its own: the file may be closed or replaced afterwards.
+
+        Raises BadFileError when the file has no such tensor.
+        """
+        stored = self.header.tensors.get(name)
+        if stored is None:
+            raise missing_tensor(self.path, name, self.header.tensors)
+        tensor = torch.empty(stored.shape, dtype=torch_dtype(stored.dtype, self.path))
+        if tensor.numel():
+            self._fill(tensor, stored, name)
+        return tensor.to(device)
+
+    def _fill(self, tensor: Tensor, stored: StoredTensor, name: str) -> None:
+        """Read the bytes of `stored` straight into the tensor's memory."""
+        numbers = tensor.reshape(-1).view(torch.uint8).numpy()
+        rest = numbers.data
+        try:
+            self._file.seek(self.header.data_start + stored.start)
+            while len(rest):
+                count = self._file.readinto(rest)  # one call reads at most 2 GB on Linux
+                if not count:
+                    detail = f"{len(rest):,} bytes of {name!r} are missing"
+                    raise TensorFileError(self.path, Defect.TRUNCATED, detail)
+                rest = rest[count:]
+        except OSError as error:
+            raise read_error(self.path, error) from error
+        if stored.dtype == "bool" and numbers.max() > 1:
+            raise TensorFileError(self.path, Defect.BAD_BOOL, f"in {name!r}")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """All tensors of a file, or the named ones, on the CPU. Raises BadFileError."""
+    with TensorFile(path) as file:
+        return {name: file.read(name) for name in (file.names if names is None else names)}
+
+
+def torch_dtype(name: str, path: Path) -> torch.dtype:
+    """torch's dtype of that name; older versions of torch lack some. path: for the message."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise BadFileError(
+            f"{path} holds numbers of type {name}, which torch {torch.__version__} does not know. Install a "
+            "newer torch, or use a file in another precision."
+        )
+    return dtype

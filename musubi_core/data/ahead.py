@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -32,7 +33,7 @@ class ReadAhead(Generic[Job, Result]):
     def __init__(
         self,
         jobs: Sequence[Job],
-        read: Callable[[Job], Iterator[Result]],
+        read: Callable[[Job], Generator[Result, None, None]],
         *,
         workers: int,
         limit: float,
@@ -72,14 +73,14 @@ class ReadAhead(Generic[Job, Result]):
 
     def __iter__(self) -> Iterator[tuple[Job, Result | MusubiError]]:
         for index, job in enumerate(self._jobs):
-            results = self._taken(index) if self._threads else self._read(job)
             try:
-                for result in results:
-                    yield job, result
+                with closing(self._taken(index) if self._threads else self._read(job)) as results:
+                    for result in results:
+                        yield job, result
             except MusubiError as error:
                 yield job, error
 
-    def _taken(self, index: int) -> Iterator[Result]:
+    def _taken(self, index: int) -> Generator[Result, None, None]:
         """The results of one job, as workers deliver them."""
         while True:
             with self._changed:
@@ -108,8 +109,9 @@ class ReadAhead(Generic[Job, Result]):
                 self._next += 1
             error: BaseException | None = None
             try:
-                for result in self._read(self._jobs[index]):
-                    self._put(index, result)
+                with closing(self._read(self._jobs[index])) as results:
+                    for result in results:
+                        self._put(index, result)
             except _Closed:
                 return
             except BaseException as problem:  # noqa: BLE001 - raised again to the consumer

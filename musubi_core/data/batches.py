@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import TypeAlias
 
@@ -87,5 +87,5 @@ class BatchReader:
             yield plan, batch
 
 
-def _one(plan: BatchPlan) -> Iterator[Batch]:
+def _one(plan: BatchPlan) -> Generator[Batch, None, None]:
     yield load_batch(plan)

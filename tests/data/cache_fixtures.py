@@ -1,4 +1,4 @@
-"""Caches made by hand, for tests of the cache side. The key tables are those of the reference (3.1 to 3.4)."""
+"""Caches made by hand, for tests of the cache side. Keys as in the tables of the reference (3.1 to 3.4)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,137 @@
+"""Captions as token ids of fixed length.
+
+Tokenizers are read from `tokenizer.json` by the `tokenizers` library itself: opening a folder through
+transformers depends on its version, and makes up a byte-level vocabulary where files are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from musubi_core.encoders.hub import fetch_file
+from musubi_core.errors import BadFileError, ConfigError
+from musubi_core.files.digest import content_hash
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+JSON = "tokenizer.json"
+PAIR = ("vocab.json", "merges.txt")  # CLIP's older form
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerPlace:
+    """Where a tokenizer comes from: a folder, or a name at Hugging Face."""
+
+    option: str  # the option that chooses it, e.g. "tokenizer1", for messages
+    folder: Path | None
+    hub: str
+
+    def identity(self) -> str:
+        """Changes when another tokenizer is used: the hash of its files, or its name at Hugging Face."""
+        if self.folder is None:
+            return self.hub
+        return "+".join(content_hash(file) for file in _files_in(self.folder))
+
+
+def find_tokenizer(
+    *, option: str, given: str | None, encoder: Path, sibling: str, hub: str
+) -> TokenizerPlace:
+    """The user's choice, else what lies with the encoder, else `hub`. Nothing is downloaded yet.
+
+    given: value of `option`: a folder, a tokenizer.json, or a Hugging Face name. encoder: file or folder of
+    the text encoder. sibling: name of the tokenizer's folder beside it in diffusers' layout.
+    Raises ConfigError if `given` is a path without a tokenizer.
+    """
+    if given is not None:
+        return _given(option, given)
+    around = (encoder, encoder / "tokenizer", encoder.parent / sibling) if encoder.is_dir() else ()
+    folder = next((place for place in around if _files_in(place)), None)
+    return TokenizerPlace(option=option, folder=folder, hub=hub)
+
+
+def open_tokenizer(place: TokenizerPlace, *, rows: int) -> Tokenizer:
+    """The tokenizer, checked against the embedding table of `rows` rows.
+
+    Raises BadFileError if it is not this encoder's, or cannot be had because Hugging Face is out of reach.
+    """
+    if place.folder is None:
+        file = fetch_file(place.hub, JSON, remedy=f"set --{place.option} to a folder with this file")
+        tokenizer = _from_json(file)
+    elif (place.folder / JSON).is_file():
+        file = place.folder / JSON
+        tokenizer = _from_json(file)
+    else:
+        file = place.folder
+        tokenizer = _from_pair(file)
+    tokens = tokenizer.get_vocab_size(with_added_tokens=True)
+    if not rows * 0.95 <= tokens <= rows:  # tables are padded a little, e.g. 128320 rows for 128259 tokens
+        raise BadFileError(
+            f"The tokenizer {file} has {tokens} tokens, but the text encoder has {rows}, so they do not "
+            f"belong together. Set --{place.option} to the tokenizer of this encoder, e.g. {place.hub}."
+        )
+    return tokenizer
+
+
+def token_ids(
+    tokenizer: Tokenizer, texts: Sequence[str], *, length: int, pad: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask, both (B, length) int64: cut to `length`, padded on the right, mask 1 for real tokens.
+
+    pad: names of the padding token, in order of preference; 0 is used where the tokenizer knows none, as
+    padding is masked.
+    """
+    known = [number for name in pad if (number := tokenizer.token_to_id(name)) is not None]
+    tokenizer.enable_truncation(max_length=length)
+    tokenizer.enable_padding(length=length, pad_id=known[0] if known else 0, direction="right")
+    encoded = tokenizer.encode_batch(list(texts))
+    ids = torch.tensor([one.ids for one in encoded], dtype=torch.int64).reshape(-1, length)
+    mask = torch.tensor([one.attention_mask for one in encoded], dtype=torch.int64).reshape(-1, length)
+    return ids, mask
+
+
+def _given(option: str, given: str) -> TokenizerPlace:
+    path = Path(given)
+    if path.name in (JSON, *PAIR) and path.is_file():
+        path = path.parent
+    if _files_in(path):
+        return TokenizerPlace(option=option, folder=path, hub=given)
+    if path.exists() or path.is_absolute() or len(path.parts) > 2 or "\\" in given:
+        found = "is there, but holds no tokenizer" if path.exists() else "does not exist"
+        raise ConfigError(
+            f"--{option}: {given} {found}. Expected a folder with {JSON}, or with {' and '.join(PAIR)}."
+        )
+    return TokenizerPlace(option=option, folder=None, hub=given)
+
+
+def _files_in(folder: Path) -> tuple[Path, ...]:
+    """The files of the tokenizer in a folder, none if there is none."""
+    if (folder / JSON).is_file():
+        return (folder / JSON,)
+    pair = tuple(folder / name for name in PAIR)
+    return pair if all(file.is_file() for file in pair) else ()
+
+
+def _from_json(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        return Tokenizer.from_str(text)
+    except OSError as error:
+        raise BadFileError(f"{file} cannot be read: {error.strerror}.") from None
+    except Exception as error:  # noqa: BLE001  the library raises plain Exception for a broken file
+        raise BadFileError(f"{file} is not a tokenizer: {error}. Download the file again.") from None
+
+
+def _from_pair(folder: Path) -> Tokenizer:
+    from transformers import CLIPTokenizerFast
+
+    tokenizer: Tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    return tokenizer

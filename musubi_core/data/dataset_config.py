@@ -15,7 +15,8 @@ FRAME_EXTRACTIONS = ("head", "chunk", "slide", "uniform", "full")
 class DatasetConfig:
     """Which media belong to a dataset and how they become samples.
 
-    Relative paths start at the current folder. `where` names the table in messages; `notes` are lines that its reader wants the user to see.
+    Relative paths start at the current folder. `where` names the table in messages; `notes` are lines that
+    its reader wants the user to see.
     """
 
     # any dataset, also in [general]

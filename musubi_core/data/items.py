@@ -57,7 +57,8 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A file that is not used, and why, in words for the user."""
+    """A file that is not used, and why, in words for the user. Reasons of one group are counted together."""
 
     path: Path
     reason: str
+    group: str = "cannot be read"

@@ -1,4 +1,4 @@
-"""Recognising a HunyuanVideo network by the names and shapes in a file's header, or saying what else it is."""
+"""Recognising a HunyuanVideo network by the names and shapes in a header, or saying what else it is."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ NAMINGS = {
         "mlp": "double_blocks.0.img_mlp.0.weight",
     },
 }
+MOST_BLOCKS = 256  # a header that lies must not make us build a network without end
 RANKS = {
     "img_in.proj.weight": 5,
     "txt_in.input_embedder.weight": 2,
@@ -94,10 +95,14 @@ def _other_kind(names: list[str]) -> str:
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> HunyuanVideoConfig:
+    """Raises ConfigError for sizes that no network can have."""
     hidden, in_channels = shapes["img_in.proj.weight"][:2]
+    head = shapes[names["norm"]][0]
+    if hidden % head:
+        raise ConfigError(f"A hidden size of {hidden} does not divide into heads of {head}.")
     return HunyuanVideoConfig(
         hidden=hidden,
-        heads=hidden // shapes[names["norm"]][0],
+        heads=hidden // head,
         double_blocks=_count(shapes, "double_blocks."),
         single_blocks=_count(shapes, "single_blocks."),
         refiner_blocks=_count(shapes, "txt_in.individual_token_refiner.blocks."),
@@ -112,4 +117,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> H
 
 def _count(names: Iterable[str], start: str) -> int:
     """How many blocks have a name that starts with `start` and a number."""
-    return len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})
+    count = len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})
+    if count > MOST_BLOCKS:
+        raise ConfigError(f"It names {count} {start[:-1]}; at most {MOST_BLOCKS} are believed.")
+    return count

@@ -1,7 +1,7 @@
 """What the network is fed: in training from caches, in sampling from encoded prompts.
 
-Conditioning holds `text` (B, L, T), `text_lengths` (B whole numbers), `pooled` (B, P), `guidance` (B,) and, for
-image-to-video networks, `first_frame` (B, C, 1, H, W).
+Conditioning holds `text` (B, L, T), `text_lengths` (B whole numbers), `pooled` (B, P), `guidance` (B,) and,
+for image-to-video networks, `first_frame` (B, C, 1, H, W).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _text(batch: Batch) -> dict[str, Tensor | tuple[int, ...]]:
     lengths = tuple(int(length) for length in mask.sum(dim=1).tolist())
     if min(lengths) < 1:
         raise BadFileError(
-            "A cached caption has no valid text token (llm_mask is all zero), which no encoder writes. Delete "
-            "its *_te.safetensors file and cache the text again."
+            "A cached caption has no valid text token (llm_mask is all zero), which no encoder writes. "
+            "Delete its *_te.safetensors file and cache the text again."
         )
     longest = max(lengths)
     return {

@@ -43,5 +43,6 @@ def stored_names(originals: Iterable[str], *, naming: str, prefix: str) -> dict[
     The reverse direction is this mapping turned round: it is one to one, which substitutions alone would not
     be, because ComfyUI's `mlp.0` comes from two different names.
     """
-    rename = {"original": str, "comfyui": comfyui_name}[naming]
-    return {name: prefix + rename(name) for name in originals}
+    if naming == "comfyui":
+        return {name: prefix + comfyui_name(name) for name in originals}
+    return {name: prefix + name for name in originals}

@@ -83,18 +83,16 @@ class HunyuanVideo(nn.Module):
         frames, rows, columns = self._grid(x)
         dtype = self.img_in.proj.weight.dtype
         longest = max(lengths)
-        text_lengths = torch.tensor(lengths, device=x.device)
-        text = without_padding(text[:, :longest].to(dtype), text_lengths)
-        uneven = min(lengths) < longest
+        text, mean = without_padding(text[:, :longest].to(dtype), lengths)
 
         vec = self.time_in(t, dtype) + self.vector_in(pooled.to(dtype))
         if self.guidance_in is not None:
             vec = vec + self.guidance_in(guidance, dtype)
         img = self.img_in(x.to(dtype))
-        txt = self.txt_in(text, text_lengths, t, self._attend(text_lengths if uneven else None))
+        txt = self.txt_in(text, mean, t, self._attend(lengths))
 
         rope = self._rope_of((frames, rows, columns), x.device)
-        joint = self._attend(img.shape[1] + text_lengths if uneven else None)
+        joint = self._attend([img.shape[1] + length for length in lengths])
         for block in self.double_blocks:
             img, txt = self._run(block, img, txt, vec, rope, joint)
         both = torch.cat([img, txt], dim=1)
@@ -117,8 +115,10 @@ class HunyuanVideo(nn.Module):
             )
         return frames, height // 2, width // 2
 
-    def _attend(self, lengths: Tensor | None) -> Attend:
-        return partial(attend, lengths=lengths, kind=self.attention, split=self.split_attention)
+    def _attend(self, lengths: Sequence[int]) -> Attend:
+        """Attention among the first lengths[i] tokens of each sample."""
+        valid = lengths if min(lengths) < max(lengths) else None
+        return partial(attend, lengths=valid, kind=self.attention, split=self.split_attention)
 
     def _run(self, block: nn.Module, *inputs: Any) -> Any:
         """One block; with checkpointing its inner activations are computed again in the backward pass."""

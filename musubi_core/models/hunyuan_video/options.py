@@ -35,9 +35,10 @@ class LatentOptions:
         """Raises ConfigError for a tile size that does not divide into latent tiles with overlap."""
         size = self.vae_spatial_tile_sample_min_size
         if size is not None and size % 32:
+            below = size // 32 * 32
             raise ConfigError(
                 f"vae_spatial_tile_sample_min_size is {size}; tiles overlap by a quarter and one latent "
-                f"covers 8 pixels, so it must be a multiple of 32: use {size // 32 * 32} or {size // 32 * 32 + 32}."
+                f"covers 8 pixels, so it must be a multiple of 32: use {below} or {below + 32}."
             )
 
     @property
@@ -88,7 +89,8 @@ class TextOptions:
         for number, name in ((1, "LLaVA-Llama-3"), (2, "CLIP-L")):
             if getattr(self, f"text_encoder{number}") is None:
                 raise ConfigError(
-                    f"The text encoder {name} was not given. Set --text_encoder{number} to its file or folder."
+                    f"The text encoder {name} was not given. Set --text_encoder{number} to its file or "
+                    "folder."
                 )
 
 
@@ -123,6 +125,6 @@ class TrainOptions:
         """Raises ConfigError for a number of channels that no trainable network has."""
         if self.dit_in_channels not in (16, 32):
             raise ConfigError(
-                f"dit_in_channels is {self.dit_in_channels}; HunyuanVideo networks that can be trained have 16 "
-                "(text to video) or 32 (SkyReels image to video)."
+                f"dit_in_channels is {self.dit_in_channels}; HunyuanVideo networks that can be trained have "
+                "16 (text to video) or 32 (SkyReels image to video)."
             )

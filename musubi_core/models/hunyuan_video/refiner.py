@@ -5,6 +5,8 @@ Shapes as in layers.py. Rows past a caption's length are zero on the way in and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -56,9 +58,8 @@ class TextRefiner(nn.Module):
         self.c_embedder = TextProjection(width, hidden)
         self.individual_token_refiner = RefinerBlocks(hidden, heads, depth)
 
-    def forward(self, text: Tensor, lengths: Tensor, t: Tensor, attend: Attend) -> Tensor:
-        """text: (B, L, T), zero past each length; lengths: (B,) number of valid rows; t: (B,) on 0..1000."""
-        mean = (text.float().sum(dim=1) / lengths[:, None]).to(text.dtype)
+    def forward(self, text: Tensor, mean: Tensor, t: Tensor, attend: Attend) -> Tensor:
+        """text, mean: (B, L, T) and (B, T), see `without_padding`; t: (B,) on 0..1000."""
         vec = self.t_embedder(t, text.dtype) + self.c_embedder(mean)
         x = self.input_embedder(text)
         for block in self.individual_token_refiner.blocks:
@@ -66,7 +67,12 @@ class TextRefiner(nn.Module):
         return x
 
 
-def without_padding(text: Tensor, lengths: Tensor) -> Tensor:
-    """Zero the rows past each length, whatever they hold. text: (B, L, T); lengths: (B,)."""
-    padding = torch.arange(text.shape[1], device=text.device) >= lengths[:, None]
-    return text.masked_fill(padding[..., None], 0)
+def without_padding(text: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Zero the rows past each caption's length, whatever they hold, and average the others.
+
+    text: (B, L, T); lengths: B numbers from 1 to L. Returns (B, L, T) and the mean (B, T), added in float32.
+    """
+    counts = torch.tensor(lengths).to(text.device, non_blocking=True)  # a plain copy would make a card wait
+    padding = torch.arange(text.shape[1], device=text.device) >= counts[:, None]
+    text = text.masked_fill(padding[..., None], 0)
+    return text, (text.float().sum(dim=1) / counts[:, None]).to(text.dtype)

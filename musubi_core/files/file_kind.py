@@ -16,22 +16,22 @@ _KINDS = (
     (b"\x1f\x8b", "a gzip archive: unpack it first"),
     (b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
     (b"Rar!", "a RAR archive: unpack it first"),
+    *((start, "a Python pickle, as torch.save made before version 1.6") for start in PICKLES),
 )
 
 
 def foreign_kind(start: bytes) -> str | None:
     """What a file that begins with `start` (32 bytes or more) is, when that is known and not safetensors."""
-    if not start.strip(b"\0"):
-        return "empty" if not start else None
+    if not start:
+        return "empty"
+    if looks_like_safetensors(start):
+        return None  # the length of a header may begin with any of the signatures
     for signature, words in _KINDS:
         if start.startswith(signature):
             return words
-    # A safetensors header of 0x0280 bytes starts like a pickle; only the rest tells them apart.
-    if start.startswith(PICKLES) and start[8:9] != b"{":
-        return "a Python pickle, as torch.save made before version 1.6"
     return None
 
 
 def looks_like_safetensors(start: bytes) -> bool:
-    """Whether the first bytes are a plausible length and an opening brace."""
-    return len(start) > 8 and start[8:9] == b"{" and start[5:8] == b"\0\0\0"
+    """Whether the first bytes are a header length below 4 GB and an opening brace."""
+    return start[4:9] == b"\0\0\0\0{"

@@ -112,7 +112,7 @@ def _has_writer(path: Path) -> bool:
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:
-        return False  # gone meanwhile, or not ours to open: removing it will tell
+        return True  # gone meanwhile, or not ours to open: leave it alone
     try:
         return not _try_lock(handle)
     finally:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -53,13 +54,18 @@ def write_tensors(
     with replace_file(path) as file:
         file.write(header)
         for entry in entries:
-            data = _bytes_of(entry.tensor)
-            file.write(data)
-            if hashes:
-                hashes.add(data)
+            _write_one(file, hashes, entry.tensor)
         if hashes:  # they have a fixed length, so the header keeps its size
             file.seek(0)
             file.write(_header(entries, {**(words or {}), **hashes.values()}))
+
+
+def _write_one(file: BinaryIO, hashes: _Hashes | None, tensor: Tensor) -> None:
+    """Its own function, so that a copy of one tensor is gone before the next is made."""
+    data = _bytes_of(tensor)
+    file.write(data)
+    if hashes:
+        hashes.add(data)
 
 
 class _Hashes:
@@ -134,4 +140,5 @@ def _plain_text(key: str, value: str) -> str:
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The numbers of a tensor as contiguous bytes on the CPU; a copy only where needed."""
     plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    row = plain.as_strided((plain.numel(),), (1,))  # a single number may come with any stride
+    return row.view(torch.uint8).numpy().data

@@ -68,7 +68,14 @@ class TensorFile:
         stored = self.header.tensors.get(name)
         if stored is None:
             raise missing_tensor(self.path, name, self.header.tensors)
-        tensor = torch.empty(stored.shape, dtype=torch_dtype(stored.dtype, self.path))
+        dtype = torch_dtype(stored.dtype, self.path)
+        try:
+            tensor = torch.empty(stored.shape, dtype=dtype)
+        except (RuntimeError, MemoryError) as error:  # torch has no error of its own for this
+            raise BadFileError(
+                f"{self.path}: tensor {name!r} needs {stored.end - stored.start:,} bytes of memory, more "
+                "than this machine gives. Close other programs, or use a smaller file."
+            ) from error
         if tensor.numel():
             self._fill(tensor, stored, name)
         return tensor.to(device)

@@ -17,6 +17,13 @@ class Flag:
     info: OptionInfo
     architectures: tuple[str, ...] = ()
 
+    @property
+    def group(self) -> str:
+        """The heading under which help and docs show it."""
+        if self.architectures:
+            return f"only for {', '.join(self.architectures)}"
+        return self.info.section.partition(".")[0] or "general"
+
 
 def gather(common: tuple[type, ...], of_architecture: Mapping[str, type]) -> dict[str, Flag]:
     """The flags of a job by name: those of its own config classes, then those of each architecture.

@@ -48,7 +48,7 @@ class Job:
 
     def flags(self) -> dict[str, Flag]:
         """Every option of the job by name."""
-        return gather((self.config_class(), SharedConfig), self.arch_classes())
+        return gather((SharedConfig, self.config_class()), self.arch_classes())
 
 
 JOBS: dict[str, Job] = {

@@ -35,12 +35,11 @@ def parse(
         prog=f"musubi {job}", description=description, epilog=SWITCHES, allow_abbrev=False, add_help=False
     )
     parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
-    groups: dict[tuple[str, ...], Any] = {}
+    groups: dict[str, Any] = {}
     for flag in flags.values():
-        if flag.architectures not in groups:
-            title = f"options of {', '.join(flag.architectures)}" if flag.architectures else "options"
-            groups[flag.architectures] = parser.add_argument_group(title)
-        _add_flag(groups[flag.architectures], flag, positional=flag.info.name == positional)
+        if flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group)
+        _add_flag(groups[flag.group], flag, positional=flag.info.name == positional)
     for option in later:
         _add_later(parser, option, positional=option.name == positional)
 

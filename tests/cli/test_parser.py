@@ -157,7 +157,7 @@ def test_help_shows_limits_defaults_and_who_knows_an_option(capsys: pytest.Captu
         read("--help", description="Train a LoRA.")
     assert left.value.code == 0
     text = capsys.readouterr().out
-    for expected in ("Train a LoRA.", "options of one:", "options of one, other:", "--tiling", "100 % of it"):
+    for expected in ("Train a LoRA.", "only for one:", "only for one, other:", "--tiling", "100 % of it"):
         assert expected in text
     assert "no|bf16" in text
     assert "(default: 4)" in text

@@ -67,7 +67,7 @@ def lora_shapes(layer: Layer, rank: int) -> Mapping[str, tuple[int, ...]]:
 
 def lora_delta(tensors: Tensors, shape: tuple[int, ...]) -> Tensor:
     """up @ down in the shape of the weight, in float32. Exact for every kernel, as up looks at one point."""
-    return (tensors[UP].float().flatten(1) @ tensors[DOWN].float().flatten(1)).reshape(shape)
+    return (_matrix(tensors[UP]) @ _matrix(tensors[DOWN])).reshape(shape)
 
 
 def lora_rank(tensors: Tensors) -> int:
@@ -77,7 +77,7 @@ def lora_rank(tensors: Tensors) -> int:
 
 def lora_norm(lora: nn.Module) -> Tensor:
     """Frobenius norm of up @ down from two (r, r) matrices: |BA|^2 = sum of (B'B) * (AA')."""
-    down, up = (lora.get_parameter(name).detach().float().flatten(1) for name in (DOWN, UP))
+    down, up = (_matrix(lora.get_parameter(name).detach()) for name in (DOWN, UP))
     return ((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt()
 
 
@@ -85,6 +85,11 @@ def shrink_lora(lora: nn.Module, factor: Tensor) -> None:
     """Multiply up @ down by `factor`, half of it (as a root) in each matrix, in place."""
     for name in (DOWN, UP):
         lora.get_parameter(name).detach().mul_(factor.sqrt())
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """(n, m, *k) -> (n, m * k), in float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).flatten(1)
 
 
 def _down(layer: Layer, rank: int) -> SmallLayer:

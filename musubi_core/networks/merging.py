@@ -68,11 +68,11 @@ def weight_transform(
     model is then refused at once, otherwise by `WeightMerge.finish`. Raises BadFileError.
     """
     read = [(read_lora(path), multiplier) for path, multiplier in files]
-    table = {} if module_names is None else spelling_table(module_names, substitutions)
+    table = None if module_names is None else spelling_table(module_names, substitutions)
     for file, _ in read:
-        foreign = [base for base in file.adapters if table and canonical(base) not in table]
+        foreign = [] if table is None else [base for base in file.adapters if canonical(base) not in table]
         if foreign or file.unknown:
-            raise _unknown(file, [*foreign, *file.unknown], table)
+            raise _unknown(file, [*foreign, *file.unknown], table or {})
         if file.faults or not file.adapters:
             faults = file.faults or ["it holds no adapter"]
             raise BadFileError(f"base_weights: {file.path} cannot be merged: {listed(faults)}.")

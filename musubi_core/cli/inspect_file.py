@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from musubi_core.config import ConfigError, option
 from musubi_core.events import Listener, ShouldStop
 from musubi_core.files.tensor_info import TensorInfo
+
+if TYPE_CHECKING:
+    from musubi_core.models.spec import ArchSpec
 
 _SHOWN = 12  # names and metadata entries
 
@@ -32,7 +36,35 @@ def inspect(config: InspectConfig, listener: Listener, should_stop: ShouldStop) 
     """Write the answer to stdout. Raises ConfigError or BadFileError for what cannot be read."""
     if not config.file.exists():
         raise ConfigError(f"{config.file} does not exist. Give a dataset file or a file of weights.")
-    sys.stdout.write(f"{weights_text(config.file)}\n")
+    if config.file.suffix.lower() in (".toml", ".json") and not config.file.name.endswith(".index.json"):
+        _write_dataset(config.file, config.architecture)
+    else:
+        sys.stdout.write(f"{weights_text(config.file)}\n")
+
+
+def _write_dataset(path: Path, architecture: str | None) -> None:
+    """The report on stdout. Raises ConfigError after it when a dataset has nothing to train on."""
+    from musubi_core.data.dataset import read_datasets
+    from musubi_core.data.report import report_text
+    from musubi_core.data.scan import require_items, scan
+
+    shape = _spec(architecture).latent
+    scans = [scan(dataset, shape) for dataset in read_datasets(path)]
+    sys.stdout.write(f"{report_text(scans)}\n")
+    sys.stdout.flush()
+    require_items(scans)
+
+
+def _spec(name: str | None) -> ArchSpec:
+    from musubi_core.models.registry import architecture, architectures
+
+    if name is not None:
+        return architecture(name)
+    specs = architectures()
+    if len(specs) > 1:
+        names = " or ".join(spec.name for spec in specs)
+        raise ConfigError(f"Buckets and clip lengths depend on the model. Give --architecture {names}.")
+    return specs[0]
 
 
 def weights_text(path: Path) -> str:

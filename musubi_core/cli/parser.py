@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from musubi_core.cli.flags import Flag, as_toml_would
 from musubi_core.cli.later import LaterOption
 from musubi_core.config import unknown_key
 from musubi_core.errors import ConfigError
+
+_SHORT = 40  # characters of choices that stand in place of a value
 
 SWITCHES = (
     "Every switch --x has a counterpart --no_x, which wins over a config file. "
@@ -32,7 +35,12 @@ def parse(
     Raises ConfigError for an unknown option or a missing value, and SystemExit(0) after --help.
     """
     parser = _Parser(
-        prog=f"musubi {job}", description=description, epilog=SWITCHES, allow_abbrev=False, add_help=False
+        prog=f"musubi {job}",
+        usage=" ".join(filter(None, ("musubi", job, positional, "[options]"))),
+        description=description,
+        epilog=SWITCHES,
+        allow_abbrev=False,
+        add_help=False,
     )
     parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
     groups: dict[str, Any] = {}
@@ -101,13 +109,11 @@ def _add_later(parser: _Parser, option: LaterOption, *, positional: bool) -> Non
 
 
 def metavar(flag: Flag) -> str:
-    """What stands for the value in help and docs: "NUMBER", "sigmoid|uniform"; "" for a switch."""
-    info = flag.info
-    if info.choices and len(info.choices) <= 5:
-        return "|".join(info.choices)
-    if info.type is bool:
-        return ""
-    return {int: "N", float: "X"}.get(info.type, "PATH" if info.type.__name__ == "Path" else "TEXT")
+    """What stands for the value in help: "N", "PATH", or the choices when they are short."""
+    choices = "|".join(flag.info.choices)
+    if 0 < len(choices) <= _SHORT:
+        return choices
+    return {int: "N", float: "X", Path: "PATH"}.get(flag.info.type, "TEXT")
 
 
 def default_text(flag: Flag) -> str:
@@ -125,7 +131,7 @@ def default_text(flag: Flag) -> str:
 def help_text(flag: Flag) -> str:
     """The option's help with its choices and default."""
     info, text = flag.info, flag.info.help
-    if len(info.choices) > 5:
+    if len("|".join(info.choices)) > _SHORT:
         text += f" One of {', '.join(info.choices)}."
     default = default_text(flag)
     return f"{text} (required)" if info.required else f"{text} (default: {default})" if default else text

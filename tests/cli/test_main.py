@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,6 +190,22 @@ def test_options_are_known_without_torch(job: str):
     )
     done = run("-c", code)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def fastest(*words: str) -> float:
+    """Seconds of the quickest of three starts: the machine may be busy, the program is not slower for it."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run(*words).returncode == 0
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_the_core_is_imported_in_a_third_of_a_second_and_help_is_there_within_one():
+    bare = fastest("-c", "pass")
+    assert fastest("-c", "import musubi_core") - bare < 0.3
+    assert fastest("-m", "musubi_core", "--help") < 1.0
 
 
 def test_the_module_form_is_the_same_program():

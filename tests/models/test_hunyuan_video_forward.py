@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from musubi_core.errors import ConfigError
+from musubi_core.device.attention import check_attention
+from musubi_core.errors import ConfigError, MissingLibraryError
 from musubi_core.models.hunyuan_video.model import ROPE_TABLES, HunyuanVideo, unpatchify
 from musubi_core.models.hunyuan_video.rope import rope_table, rotate
 
+needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 
 
@@ -76,6 +78,44 @@ def test_split_attention_equals_joint_attention(hunyuan, hunyuan_inputs):
     torch.testing.assert_close(joint(**inputs), split(**inputs), **CLOSE)
     for one, other in zip(gradients(joint, inputs), gradients(split, inputs), strict=True):
         torch.testing.assert_close(one, other, **CLOSE)
+
+
+@pytest.mark.gpu
+@needs_card
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("attention", ["flash_attn", "flash3", "xformers", "sage_attn"])
+def test_every_installed_attention_agrees_with_sdpa(hunyuan, hunyuan_inputs, attention: str, split: bool):
+    device = torch.device("cuda")
+    try:
+        check_attention(attention, training=False, device=device)
+    except MissingLibraryError:
+        pytest.skip(f"{attention} is not installed")
+    inputs = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in hunyuan_inputs().items()
+    }
+    exact, other = (
+        hunyuan(attention=kind, split_attention=split).to(device, torch.bfloat16)(**inputs).float()
+        for kind in ("sdpa", attention)
+    )
+    assert (exact - other).abs().max() < 0.03 * exact.abs().max()
+
+
+@pytest.mark.gpu
+@needs_card
+def test_a_forward_pass_never_makes_the_card_wait(hunyuan, hunyuan_inputs):
+    device = torch.device("cuda")
+    network = hunyuan().to(device)
+    inputs = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in hunyuan_inputs().items()
+    }
+    network(**inputs)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        network(**inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_checkpointing_changes_no_bit_of_output_or_gradient(hunyuan, hunyuan_inputs):

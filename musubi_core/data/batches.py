@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from musubi_core.data.ahead import ReadAhead
-from musubi_core.data.cache_file import VARLEN, read_cache
+from musubi_core.data.cache_file import VARLEN, not_finite, read_cache
 from musubi_core.data.order import BatchPlan, PlannedSample
 from musubi_core.errors import BadFileError, MusubiError
 
@@ -39,12 +39,11 @@ def _load_sample(sample: PlannedSample) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in (item.latents, item.text):
         found = read_cache(path)[1]
-        for name, tensor in found.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise BadFileError(
-                    f"{path} holds NaN or infinity in {name}. It was made from {item.source}. "
-                    "Delete this cache file and run caching again."
-                )
+        if bad := not_finite(found):
+            raise BadFileError(
+                f"{path} holds NaN or infinity in {bad}. It was made from {item.source}. "
+                "Delete this cache file and run caching again."
+            )
         tensors |= found
     shapes = tuple(
         sorted(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from musubi_core.config import LatentShape
@@ -134,6 +135,16 @@ def write_cache(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         for name, tensor in tensors.items()
     }
     write_tensors(path, keyed, metadata)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The name of the first tensor with NaN or infinity, "" when all are finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            wide = tensor.float() if tensor.itemsize == 1 else tensor  # 8-bit floats have no isfinite
+            if not bool(torch.isfinite(wide).all()):
+                return name
+    return ""
 
 
 def latent_metadata(shape: LatentShape, sample: Sample) -> dict[str, str]:

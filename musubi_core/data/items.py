@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def text_name(stem: str, short: str) -> str:
+    """The name of a text cache: one per media file, shared by all windows of a clip."""
+    return f"{stem}_{short}_te.safetensors"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """One media file that will be used, with everything that belongs to it.
@@ -49,10 +54,6 @@ class Sample:
         width, height = self.bucket
         window = f"{self.start:05d}-{self.frames:03d}"
         return f"{self.item.stem}_{window}_{width:04d}x{height:04d}_{short}.safetensors"
-
-    def text_name(self, short: str) -> str:
-        """One text file per media file, shared by all windows of a clip."""
-        return f"{self.item.stem}_{short}_te.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

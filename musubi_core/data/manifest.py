@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from musubi_core.config import read_json, values_of
+from musubi_core.config import options_of, read_json, values_of
 from musubi_core.data.dataset import DatasetConfig
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.files.replace import write_json
@@ -108,12 +108,16 @@ def dataset_settings(dataset: DatasetConfig) -> dict[str, Any]:
 
 
 def changed_settings(cached: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Sentences such as "resolution was [512, 512], is [768, 768]", one per setting that differs."""
-    names = sorted({*cached, *now})
+    """Sentences such as "resolution was [512, 512], is [768, 768]", one per setting that differs.
+
+    A setting that one side does not know, being of another version, counts with its default.
+    """
+    default = {info.name: _json(info.default) for info in options_of(DatasetConfig)}
+    before, after = {**default, **cached}, {**default, **now}
     return [
-        f"{name} was {cached.get(name)!r}, is {now.get(name)!r}"
-        for name in names
-        if cached.get(name) != now.get(name)
+        f"{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in sorted({*cached, *now})
+        if before.get(name) != after.get(name)
     ]
 
 

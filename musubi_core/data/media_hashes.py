@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from musubi_core.errors import BadFileError, MusubiError
+from musubi_core.errors import BadFileError
 from musubi_core.events import ShouldStop
 from musubi_core.files.digest import content_hash
 
@@ -20,14 +21,11 @@ class MediaHashes:
     def __init__(self, remembered: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self._remembered = dict(remembered or {})
         self._known: dict[Path, dict[str, Any]] = {}
-        self._failed: dict[Path, MusubiError] = {}
         self._lock = threading.Lock()
 
     def __call__(self, path: Path) -> str:
         """The hash of a file, or of a folder of numbered pictures. Raises BadFileError."""
         with self._lock:
-            if path in self._failed:
-                raise self._failed[path]
             known = self._known.get(path)
         if known is None:
             known = self._look_up(path)
@@ -35,29 +33,28 @@ class MediaHashes:
                 self._known[path] = known
         return str(known["sha256"])
 
-    def read(self, paths: Iterable[Path], *, workers: int, should_stop: ShouldStop) -> None:
-        """Hash many files with several threads. What cannot be read raises later, when it is asked for."""
+    def read(self, paths: Iterable[Path], *, workers: int, should_stop: ShouldStop) -> Iterator[Path]:
+        """Hash files with several threads; yields each path that is done.
 
-        def one(path: Path) -> None:
-            if should_stop():
-                return
-            try:
-                self(path)
-            except MusubiError as error:
-                with self._lock:
-                    self._failed[path] = error
+        A file that cannot be read raises later, when its hash is asked for.
+        """
 
-        with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
-            for _ in pool.map(one, dict.fromkeys(paths)):
-                pass
+        def one(path: Path) -> Path:
+            if not should_stop():
+                with contextlib.suppress(BadFileError):
+                    self(path)
+            return path
+
+        with ThreadPoolExecutor(workers, thread_name_prefix="media-hash") as pool:
+            yield from pool.map(one, dict.fromkeys(paths))
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """What to remember: path -> size, time of change, hash of every file asked for."""
-        return {str(path): dict(facts) for path, facts in sorted(self._known.items())}
+        return {str(path.absolute()): dict(facts) for path, facts in sorted(self._known.items())}
 
     def _look_up(self, path: Path) -> dict[str, Any]:
         state = _state(path)
-        before = self._remembered.get(str(path), {})
+        before = self._remembered.get(str(path.absolute()), {})
         if all(before.get(name) == value for name, value in state.items()) and "sha256" in before:
             return dict(before)
         return {**state, "sha256": _hash(path)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,7 +36,7 @@ class LoadedSample:
 
 def load_item_samples(
     item: Item, samples: Sequence[Sample], dataset: DatasetConfig, shape: LatentShape
-) -> Iterator[LoadedSample]:
+) -> Generator[LoadedSample, None, None]:
     """Every sample of one item, each as soon as it is complete, in the order of their last frames.
 
     One pass over the file, however many samples. Raises BadFileError that names a damaged file.

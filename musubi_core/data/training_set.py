@@ -17,6 +17,7 @@ from musubi_core.config import LatentShape
 from musubi_core.data.cache_file import VARLEN, CacheHeader, read_cache_header
 from musubi_core.data.dataset import DatasetConfig
 from musubi_core.data.foreign_caches import find_foreign, other_architectures
+from musubi_core.data.items import text_name
 from musubi_core.data.manifest import (
     LATENTS,
     REBUILD,
@@ -143,7 +144,7 @@ def _items_of(
     items = []
     left_out: list[str] = []
     for name, entry in sorted(entries.items()):
-        text_path = folder / f"{entry.stem}_{shape.short}_te.safetensors"
+        text_path = folder / text_name(entry.stem, shape.short)
         text_entry = text.entries.get(text_path.name) if text is not None else None
         missing = _missing(folder / name, entry, LATENTS) or _missing(text_path, text_entry, TEXT)
         if missing:
@@ -248,7 +249,7 @@ def check_latent_shape(header: CacheHeader, entry: Entry, shape: LatentShape) ->
     if info is None or not entry.bucket[0]:
         return  # reported as a missing tensor; a foreign picture's name does not tell its bucket
     expected = expected_latent(entry, shape)
-    if info.shape[0] != shape.channels or _grid(info.shape) != expected:
+    if info.shape[0] != shape.channels or latent_grid(info.shape) != expected:
         raise BadFileError(
             f"{header.path} holds latents of shape {list(info.shape)}; expected {shape.channels} channels "
             f"and frames, height, width {list(expected)}. Run {REBUILD[LATENTS]} again."
@@ -261,7 +262,7 @@ def expected_latent(entry: Entry, shape: LatentShape) -> tuple[int, int, int]:
     return frames + entry.targets, height, width
 
 
-def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:
+def latent_grid(shape: tuple[int, ...]) -> tuple[int, ...]:
     """(F, H, W) of a latent with or without a frame axis."""
     return shape[1:] if len(shape) == 4 else (1, *shape[1:])
 
@@ -283,7 +284,7 @@ def _nothing(dataset: DatasetConfig, shape: LatentShape, left_out: list[str]) ->
 def _summary(dataset: CachedDataset) -> dict[str, Any]:
     sizes: dict[tuple[int, ...], int] = {}
     for item in dataset.items:
-        grid = next((_grid(shape) for name, shape, _ in item.shapes if name == "latents"), ())
+        grid = next((latent_grid(shape) for name, shape, _ in item.shapes if name == "latents"), ())
         sizes[grid] = sizes.get(grid, 0) + 1
     buckets: list[Mapping[str, Any]] = [
         {"latent": list(grid), "count": count * dataset.config.num_repeats}

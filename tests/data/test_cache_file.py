@@ -20,7 +20,7 @@ from musubi_core.data.cache_file import (
     text_metadata,
     write_cache,
 )
-from musubi_core.data.items import Item, Sample
+from musubi_core.data.items import Item, Sample, text_name
 from musubi_core.errors import BadFileError
 
 GOLDEN_KEYS = [  # canonical name, shape, dtype, key: tables 3.2 to 3.4 of the reference
@@ -72,7 +72,7 @@ def clip() -> Sample:
 def test_file_names_are_those_of_the_reference():
     assert picture().latent_name("hv") == "a_0640x0480_hv.safetensors"
     assert clip().latent_name("hv") == "b_00013-025_0960x0544_hv.safetensors"
-    assert clip().text_name("hv") == "b_hv_te.safetensors"
+    assert text_name("b", "hv") == "b_hv_te.safetensors"
 
 
 def test_metadata_is_that_of_the_reference():

@@ -1,0 +1,114 @@
+"""What a caching job planned, made, kept and could not make, over all datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from musubi_core.data.cache_folder import CacheFolder
+from musubi_core.data.cache_plan import State
+from musubi_core.data.cache_writes import Outcome
+from musubi_core.data.items import Skipped
+from musubi_core.data.manifest import Entry
+from musubi_core.events import FileWritten, Listener, Progress, Warned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A media file of which a cache file could not be made."""
+
+    source: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheReport:
+    """Numbers of cache files. accepted: made by musubi-tuner and kept.
+
+    failed: not empty means that the job did not do all it should. skipped: media files that the dataset does
+    not use, with the reason.
+    """
+
+    written: int = 0
+    reused: int = 0
+    accepted: int = 0
+    failed: tuple[Failure, ...] = ()
+    deleted: tuple[Path, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    stopped: bool = False
+
+
+class CacheRun:
+    """Counts while a job runs. kind: "latents" or "text", see data.manifest."""
+
+    def __init__(self, kind: str, emit: Listener) -> None:
+        self._kind = kind
+        self._emit = emit
+        self._folders: list[CacheFolder] = []
+        self._states: dict[Path, set[State]] = {}  # of all parts of a file
+        self._failed: dict[Path, Failure] = {}
+        self._written: set[Path] = set()
+
+    def looked_at(self, path: Path, source: Path, state: State, error: str = "") -> None:
+        """Note what the plan says of one part of a file."""
+        self._states.setdefault(path, set()).add(state)
+        if state is State.FAILED:
+            self._failed[path] = Failure(source=source, reason=error)
+
+    def begin(
+        self, folder: CacheFolder, entries: Mapping[str, Entry], media: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Write the plan of one dataset."""
+        folder.begin(entries, media)
+        self._folders.append(folder)
+
+    def took(self, outcome: Outcome) -> None:
+        """Note one file that was written or failed."""
+        if outcome.error:
+            self._failed[outcome.path] = Failure(source=outcome.source, reason=outcome.error)
+        else:
+            self._written.add(outcome.path)
+            self._emit(FileWritten(path=outcome.path, what=f"{self._kind.removesuffix('s')} cache"))
+
+    def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
+        self._emit(Progress(stage=stage, done=done, total=total, text=text))
+
+    def finish(self, *, keep_stale: bool, quiet: bool, skipped: tuple[Skipped, ...]) -> CacheReport:
+        """Delete what is stale, write the manifests, name what failed. quiet: accept foreign files unsaid."""
+        deleted: list[Path] = []
+        for folder in self._folders:
+            failed = {
+                path.name: failure.reason
+                for path, failure in self._failed.items()
+                if path.parent == folder.path
+            }
+            deleted += folder.finish(failed, keep_stale=keep_stale)
+        report = self.report(deleted=tuple(deleted), skipped=skipped)
+        if report.accepted and not quiet:
+            self._emit(Warned(text=_accepted(report.accepted, self._kind)))
+        if report.failed:
+            lines = "; ".join(f"{failure.source}: {failure.reason}" for failure in report.failed)
+            self._emit(Warned(text=f"{len(report.failed)} {self._kind} caches could not be made. {lines}"))
+        return report
+
+    def report(self, **values: Any) -> CacheReport:
+        """The counts as they stand."""
+        kept = [states for path, states in self._states.items() if not states & {State.TO_MAKE, State.FAILED}]
+        accepted = sum(State.FOREIGN in states for states in kept)
+        return CacheReport(
+            written=len(self._written - set(self._failed)),
+            reused=len(kept) - accepted,
+            accepted=accepted,
+            failed=tuple(self._failed.values()),
+            **values,
+        )
+
+
+def _accepted(count: int, kind: str) -> str:
+    return (
+        f"{count} {kind} caches were made by another program. They fit by name, size and caption and are "
+        "used; whether picture, encoder and settings are still the same cannot be seen. Delete them to have "
+        "them made anew, or give --skip_existing to accept them without this warning."
+    )

@@ -37,7 +37,7 @@ def header(*names: str) -> Header:
 RELEASED = HunyuanVideoConfig()
 
 
-@pytest.mark.parametrize("naming", ["original", "comfyui"])
+@pytest.mark.parametrize("naming", ["original", "comfyui", "comfyui new"])
 @pytest.mark.parametrize("prefix", ["", *PREFIXES])
 def test_naming_prefix_and_sizes_are_read_from_the_header(hunyuan_config, naming: str, prefix: str):
     found = detect(header_of(hunyuan_config, naming, prefix))

@@ -13,7 +13,6 @@ from musubi_core.errors import ConfigError, MissingLibraryError
 from musubi_core.models.hunyuan_video.model import ROPE_TABLES, HunyuanVideo, unpatchify
 from musubi_core.models.hunyuan_video.rope import rope_table, rotate
 
-needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 
 
@@ -81,7 +80,6 @@ def test_split_attention_equals_joint_attention(hunyuan, hunyuan_inputs):
 
 
 @pytest.mark.gpu
-@needs_card
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("attention", ["flash_attn", "flash3", "xformers", "sage_attn"])
 def test_every_installed_attention_agrees_with_sdpa(hunyuan, hunyuan_inputs, attention: str, split: bool):
@@ -102,7 +100,6 @@ def test_every_installed_attention_agrees_with_sdpa(hunyuan, hunyuan_inputs, att
 
 
 @pytest.mark.gpu
-@needs_card
 def test_a_forward_pass_never_makes_the_card_wait(hunyuan, hunyuan_inputs):
     device = torch.device("cuda")
     network = hunyuan().to(device)

@@ -53,6 +53,7 @@ def assert_same(loaded: nn.Module, state: dict[str, Tensor], dtype: torch.dtype 
         ("original", ""),
         ("comfyui", "model.model."),
         ("comfyui", "model.diffusion_model."),
+        ("comfyui new", ""),
         ("original", "diffusion_model."),
         ("original", "net."),
     ],

@@ -23,6 +23,11 @@ NAMINGS = {
         "norm": "double_blocks.0.img_attn.norm.query_norm.scale",
         "mlp": "double_blocks.0.img_mlp.0.weight",
     },
+    "comfyui new": {
+        "qkv": "double_blocks.0.img_attn.qkv.weight",
+        "norm": "double_blocks.0.img_attn.norm.query_norm.weight",
+        "mlp": "double_blocks.0.img_mlp.0.weight",
+    },
 }
 MOST_BLOCKS = 256  # a header that lies must not make us build a network without end
 RANKS = {
@@ -69,11 +74,10 @@ def _examine(header: Header) -> Detected | str:
     if prefix is None:
         return _other_kind(list(header))
     shapes = {name.removeprefix(prefix): i.shape for name, i in header.items() if name.startswith(prefix)}
-    naming = next((n for n, names in NAMINGS.items() if names["qkv"] in shapes), None)
+    naming = next((n for n, names in NAMINGS.items() if {names["qkv"], names["norm"]} <= set(shapes)), None)
     if naming is None:
-        return (
-            f"it looks like HunyuanVideo, but lacks {NAMINGS['original']['qkv']}; the file is not complete."
-        )
+        wanted = " and ".join((NAMINGS["original"]["qkv"], NAMINGS["original"]["norm"]))
+        return f"it looks like HunyuanVideo, but lacks {wanted}; the file is not complete."
     for name, rank in [*RANKS.items(), (NAMINGS[naming]["norm"], 1), (NAMINGS[naming]["mlp"], 2)]:
         shape = shapes.get(name, ())
         if len(shape) != rank or 0 in shape:

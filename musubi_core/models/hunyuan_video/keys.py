@@ -38,11 +38,16 @@ def comfyui_name(original: str) -> str:
 
 
 def stored_names(originals: Iterable[str], *, naming: str, prefix: str) -> dict[str, str]:
-    """Our parameter names -> their names in a file of `naming` ("original" or "comfyui").
+    """Our parameter names -> their names in a file of `naming`.
 
+    naming: "original", "comfyui", or "comfyui new" for files that ComfyUI has saved since its norms' `scale`
+    is called `weight` (0.33 at the latest).
     The reverse direction is this mapping turned round: it is one to one, which substitutions alone would not
     be, because ComfyUI's `mlp.0` comes from two different names.
     """
+    if naming == "original":
+        return {name: prefix + name for name in originals}
+    names = {name: prefix + comfyui_name(name) for name in originals}
     if naming == "comfyui":
-        return {name: prefix + comfyui_name(name) for name in originals}
-    return {name: prefix + name for name in originals}
+        return names
+    return {ours: theirs.replace("_norm.scale", "_norm.weight") for ours, theirs in names.items()}

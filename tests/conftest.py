@@ -1,0 +1,60 @@
+"""Fixtures of every room."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a card are skipped without one."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA card"))
+
+
+def comfyui_folders() -> list[Path]:
+    """Installations of ComfyUI: those named in COMFYUI_PATH, else the usual places."""
+    named = [Path(text) for text in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if text]
+    usual = [Path.home() / "ComfyUI", Path.home() / "ComfyUI-0.8"]
+    return [folder for folder in named or usual if (folder / "main.py").is_file()]
+
+
+COMFYUI_START = """
+import sys
+sys.path.insert(0, {folder!r})
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+"""
+
+
+@pytest.fixture(params=comfyui_folders() or [None], ids=str)
+def in_comfyui(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Any]:
+    """Runs Python code in a real ComfyUI, in a process of its own, and returns the JSON printed last."""
+    folder: Path | None = request.param
+    if folder is None:
+        pytest.skip("NOT TESTED: no ComfyUI found; set COMFYUI_PATH to its folder")
+    own = [folder / "venv" / "bin" / "python", folder / "venv" / "Scripts" / "python.exe"]
+    python = next((path for path in own if path.is_file()), Path(sys.executable))
+
+    def run(code: str) -> Any:
+        script = tmp_path / "in_comfyui.py"
+        script.write_text(COMFYUI_START.format(folder=str(folder)) + code, encoding="utf-8")
+        done = subprocess.run(
+            [str(python), str(script)], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

@@ -30,7 +30,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if not is_zip and _starts_like_zip(path):
         raise BadFileError(f"{path} is cut off: its end is missing. Fetch it again.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        content = _load(path, mapped=is_zip and path.suffix.lower() != ".safetensors")
     except MemoryError:
         raise
     except Exception as error:  # of many kinds, and none of them documented
@@ -42,6 +42,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
             "of a model."
         )
     return weights, ignored
+
+
+def _load(path: Path, *, mapped: bool) -> Any:
+    """torch maps a file by its name only, and takes names ending in .safetensors at their word."""
+    if mapped:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _unwrap(content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -22,13 +22,9 @@ from musubi_core.files.replace import (
     write_text,
 )
 
-ODD_NAMES = [
-    'it\'s "quoted".bin',
-    "with space.bin",
-    "näme 日本語.bin",
-    "#%&{}$!@+=[a].bin",
-    "n" * 251 + ".bin",
-]
+ODD_NAMES = ["with space.bin", "it's näme 日本語.bin", "#%&{}$!@+=[a].bin"]
+if os.name != "nt":  # names that Windows does not allow
+    ODD_NAMES += ['"quoted" a\\b?*.bin', "n" * 251 + ".bin"]
 posix_only = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")
 
 
@@ -161,6 +157,7 @@ def test_a_full_device_is_told_from_other_errors(tmp_path: Path):
     assert names_in(tmp_path) == []
 
 
+@posix_only
 def test_a_name_that_is_too_long_is_refused_before_anything_is_written(tmp_path: Path):
     with (
         pytest.raises(BadFileError, match="longer than the disk allows"),

@@ -214,10 +214,12 @@ def test_the_module_form_is_the_same_program():
     assert done.stdout.startswith(b"musubi ")
 
 
-def test_a_console_without_a_letter_shows_its_code_instead_of_failing():
-    done = run("-m", "musubi_core", "猫", PYTHONIOENCODING="ascii")
-    assert done.returncode == 2
-    assert b"unknown job" in done.stderr
+def test_a_console_without_a_letter_shows_its_code_instead_of_failing(tmp_path: Path):
+    file = tmp_path / "猫.safetensors"
+    file.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    done = run("-m", "musubi_core", "inspect", str(file), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert b"\\u732b.safetensors" in done.stdout
 
 
 def test_the_words_of_a_later_job_are_checked(capsys: pytest.CaptureFixture[str]):

@@ -23,7 +23,7 @@ class OptimizerOptions:
     )
     learning_rate: float = option(
         1e-4,
-        help="Step size. 1e-4 to 2e-4 suits AdamW at rank 16 to 32; Prodigy and other self-tuning ones want 1.",
+        help="Step size. 1e-4 to 2e-4 suits AdamW at rank 16 to 32; self-tuning ones such as Prodigy want 1.",
         ge=0.0,
     )
     max_grad_norm: float = option(

@@ -77,6 +77,11 @@ class SavingOptions:
         None, help="Architecture stored in the LoRA instead of the model's own name.", advanced=True
     )
 
+    @property
+    def metrics_file(self) -> Path:
+        """One line of numbers per step."""
+        return self.output_dir / f"{self.output_name}.metrics.jsonl"
+
     def check(self) -> None:
         """Raises ConfigError for a name that no file can have, or keeping what is never saved."""
         bad = [letter for letter in self.output_name if letter in FORBIDDEN or ord(letter) < 32]

@@ -91,6 +91,13 @@ class ScheduleOptions:
         (), help="Arguments of the scheduler as key=value, e.g. rex_alpha=0.1.", advanced=True
     )
 
+    @property
+    def follows_total(self) -> bool:
+        """Whether a longer run has other learning rates from its first step on."""
+        fraction = 0 < self.lr_warmup_steps < 1 or 0 < self.lr_decay_steps < 1
+        steady = ("constant", "constant_with_warmup", "inverse_sqrt", "piecewise_constant", "adafactor")
+        return not self.lr_scheduler_type and (fraction or self.lr_scheduler not in steady)
+
     def check(self) -> None:
         """Raises ConfigError for settings that contradict each other or would be ignored."""
         for name in ("lr_warmup_steps", "lr_decay_steps"):

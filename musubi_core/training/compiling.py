@@ -1,0 +1,101 @@
+"""torch.compile of the network, given up with one line when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from musubi_core.config import nearest
+from musubi_core.errors import ConfigError
+from musubi_core.events import Listener, Warned, ignore
+from musubi_core.training.options.compile import CompileOptions
+
+T = TypeVar("T")
+DYNAMIC = {"auto": None, "true": True, "false": False}
+
+
+class Compiled:
+    """The modules that were compiled. Compilation happens when they are called with a new kind of input."""
+
+    def __init__(self, modules: Sequence[nn.Module], emit: Listener = ignore) -> None:
+        self.modules = tuple(modules)
+        self._emit = emit
+
+    def attempt(self, work: Callable[[], T], held: Tensor) -> T:
+        """Do `work`, which adds to `held`; when the compiler fails, do it again with plain modules."""
+        if not self.modules:
+            return work()
+        from torch._dynamo.exc import TorchDynamoException
+
+        before = held.clone()
+        try:
+            return work()
+        except (TorchDynamoException, ImportError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            self._emit(Warned(text=f"torch.compile failed, so training goes on without it, slower: {reason}"))
+        for module in self.modules:
+            module._compiled_call_impl = None
+        self.modules = ()
+        held.copy_(before)
+        return work()
+
+
+def compile_network(
+    options: CompileOptions, model: nn.Module, blocks: Sequence[nn.Module], emit: Listener
+) -> Compiled:
+    """Mark the blocks, or the whole model, for compilation. Raises ConfigError for an unknown backend."""
+    if options.compile:
+        if options.compile_cache_size_limit:
+            torch._dynamo.config.cache_size_limit = options.compile_cache_size_limit
+        arguments: dict[str, Any] = {
+            "backend": _backend(options.compile_backend, "--compile_backend"),
+            "dynamic": DYNAMIC[options.compile_dynamic],
+            "fullgraph": options.compile_fullgraph,
+            "mode": options.compile_mode,
+        }
+        return _compile(blocks, arguments, emit)
+    if options.whole:
+        arguments = {
+            "backend": _backend(options.dynamo_backend.lower(), "--dynamo_backend"),
+            "dynamic": options.dynamo_dynamic or None,
+            "fullgraph": options.dynamo_fullgraph,
+            "mode": options.dynamo_mode,
+        }
+        return _compile([model], arguments, emit)
+    return Compiled([])
+
+
+@contextlib.contextmanager
+def backend_switches(options: CompileOptions) -> Iterator[None]:
+    """torch's switches for NVIDIA cards as the options say, and as they were afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
+    if options.cuda_allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if options.cuda_cudnn_benchmark:
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = before
+
+
+def _compile(modules: Sequence[nn.Module], arguments: dict[str, Any], emit: Listener) -> Compiled:
+    if arguments["backend"] != "inductor" or arguments["mode"] == "default":
+        del arguments["mode"]  # only inductor knows modes
+    for module in modules:
+        module.compile(**arguments)
+    return Compiled(modules, emit)
+
+
+def _backend(name: str, option: str) -> str:
+    known = torch.compiler.list_backends(exclude_tags=())
+    if name not in known:
+        near = nearest(name, known) or sorted(known)
+        raise ConfigError(
+            f"{option} {name} is not a compiler of torch {torch.__version__}: {', '.join(near)}."
+        )
+    return name

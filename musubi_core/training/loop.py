@@ -1,0 +1,309 @@
+"""The loop: steps, what is measured and saved between them, and leaving without losing work."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from musubi_core.data.ahead import ReadAhead
+from musubi_core.data.order import PlannedSample
+from musubi_core.device.memory import memory_in_use
+from musubi_core.errors import MusubiError, TrainingError
+from musubi_core.events import Listener, Metrics, Progress, ShouldStop, Warned
+from musubi_core.networks.network import Network
+from musubi_core.networks.norms import scale_weight_norms
+from musubi_core.networks.saving import lora_tensors
+from musubi_core.training.inputs import Prepared, Recipe, prepare
+from musubi_core.training.metrics import Log
+from musubi_core.training.optimizers import evaluating
+from musubi_core.training.options.validation import ValidationOptions
+from musubi_core.training.outputs import LORA, STATE, Outputs, epoch_name, step_name
+from musubi_core.training.plans import StepPlan, StepPlans
+from musubi_core.training.state import RunState
+from musubi_core.training.step import Stepper, StepResult
+from musubi_core.training.validation import validation_losses
+
+SHOWN = 5  # files named in a message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """lora: the newest LoRA file, None when nothing was trained. stopped: ended before the last step."""
+
+    lora: Path | None = None
+    state: Path | None = None
+    metrics: Path | None = None
+    step: int = 0
+    total: int = 0
+    seed: int = 0
+    loss: float | None = None  # loss/average at the end
+    stopped: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """What changes from step to step, besides weights and optimizer. step: finished steps."""
+
+    step: int = 0
+    losses: deque[float]
+    refused: int = 0  # steps in a row without an update
+    saved_at: int = 0
+    lora: Path | None = None
+    state: Path | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Loop:
+    """A run that is ready to go. The parts are given; `position` and the parts change in place."""
+
+    stepper: Stepper
+    network: Network
+    plans: StepPlans
+    recipe: Recipe
+    held_out: tuple[PlannedSample, ...]
+    validation: ValidationOptions
+    outputs: Outputs
+    logs: list[Log]
+    position: Position
+    emit: Listener
+    should_stop: ShouldStop
+    workers: int
+    most_refused: int
+    norm_limit: float | None
+    save_dtype: torch.dtype
+    key_format: str
+    fresh: RunState  # before the first step; some of it stays the same
+    metadata: Callable[[int, int], dict[str, str]]  # (step, epoch from 1) -> of a LoRA file
+    incoming: Iterator[tuple[StepPlan, Prepared | MusubiError]] = field(default_factory=lambda: iter(()))
+
+    def run(self) -> bool:
+        """Train to the last step. Returns False when it was stopped before. Saves on any way out."""
+        here, total = self.stepper.processes, self.plans.total
+        steps = self.plans.from_step(self.position.step)
+        pin = here.device.type == "cuda"
+        read = partial(read_step, self.recipe, pin)
+        ahead = max(2, self.workers)
+        try:
+            reader: ReadAhead[StepPlan, Prepared] = ReadAhead(steps, read, workers=self.workers, limit=ahead)
+            with reader:
+                self.incoming = iter(reader)
+                while self.position.step < total:
+                    if here.any(self.should_stop()):
+                        self.save_progress()
+                        return False
+                    self.one_step(self.plans.at(self.position.step))
+            self.save_end()
+        except BaseException:
+            self.rescue()
+            raise
+        return True
+
+    def result(self, *, stopped: bool) -> TrainResult:
+        """What the run came to."""
+        position, options = self.position, self.outputs.options
+        return TrainResult(
+            lora=position.lora,
+            state=position.state,
+            metrics=options.metrics_file,
+            step=position.step,
+            total=self.plans.total,
+            seed=self.fresh.seed,
+            loss=sum(position.losses) / len(position.losses) if position.losses else None,
+            stopped=stopped,
+        )
+
+    def one_step(self, plan: StepPlan) -> None:
+        """Train one step, count it, then measure, log and save what is due."""
+        started = time.perf_counter()
+        result = self.stepper.step(
+            self.position.step, self.next_batch, batches=len(plan.mine), samples=plan.samples
+        )
+        values = self.count(result)
+        if result.updated and self.norm_limit:
+            norms = scale_weight_norms(self.network, self.norm_limit)
+            values |= {
+                "max_norm/keys_scaled": norms.scaled,
+                "max_norm/average_key_norm": norms.mean,
+                "max_norm/max_key_norm": norms.largest,
+            }
+        self.stepper.updating = False
+        values["time/step"] = time.perf_counter() - started
+        if self.validation_due(plan):
+            values |= self.measure()
+        self.log(values)
+        if not result.updated:
+            self.judge(result)
+        self.save_due(plan)
+
+    def next_batch(self) -> Prepared:
+        """The next batch of this process, from the reader threads."""
+        _, prepared = next(self.incoming)
+        if isinstance(prepared, MusubiError):
+            raise prepared
+        return prepared
+
+    def count(self, result: StepResult) -> dict[str, float]:
+        """The step is done. Returns its numbers."""
+        position = self.position
+        position.step += 1
+        if result.updated:
+            position.losses.append(result.loss)
+            position.refused = 0
+        elif not result.overflow:
+            position.refused += 1
+        values = {"loss/current": result.loss}
+        if position.losses:
+            values["loss/average"] = sum(position.losses) / len(position.losses)
+        values |= self.stepper.rates.values()
+        values["grad/norm"] = result.norm
+        use = memory_in_use(self.stepper.processes.device)
+        if use is not None:
+            values["memory/peak_gb"] = use.peak / 1e9
+        return values
+
+    def judge(self, result: StepResult) -> None:
+        """Tell of a step that made no update. Raises TrainingError after too many of them in a row."""
+        if result.overflow:
+            return
+        where = f"step {self.position.step}"
+        what = "loss" if not math.isfinite(result.loss) else "gradient"
+        files = ", ".join(result.faulty[:SHOWN]) + (", ..." if len(result.faulty) > SHOWN else "")
+        text = f"The {what} is not a finite number at {where}; files: {files}. No update was made."
+        if self.position.refused < self.most_refused:
+            self.emit(Warned(text=text))
+            return
+        good = self.position.step - self.position.refused
+        state = f" in {self.position.state}" if self.position.state else ""
+        raise TrainingError(
+            f"{text} This was the case {self.position.refused} times in a row, so training stops; the "
+            f"weights are those of step {good}. The last good state is step {self.position.saved_at}{state}. "
+            "Check these files, lower learning_rate, or use mixed_precision bf16 or no."
+        )
+
+    def validation_due(self, plan: StepPlan) -> bool:
+        if not self.held_out:
+            return False
+        step, epoch, options = self.position.step, plan.epoch + 1, self.validation
+        by_step = options.validate_every_n_steps and step % options.validate_every_n_steps == 0
+        by_epoch = options.every_epochs and plan.ends_epoch and epoch % options.every_epochs == 0
+        return bool(by_step or by_epoch or step == self.plans.total)
+
+    def measure(self) -> dict[str, float]:
+        """The validation loss now."""
+        stepper = self.stepper
+        self.network.eval()
+        try:
+            with evaluating(stepper.optimizer, stepper.gradients.parameters):
+                return validation_losses(
+                    stepper.model, self.recipe, self.held_out, self.validation, stepper.processes
+                )
+        finally:
+            self.network.train()
+
+    def log(self, values: dict[str, float]) -> None:
+        """One line per step, and the same for the listener."""
+        step = self.position.step
+        for log in self.logs:
+            log(step, values)
+        self.emit(Metrics(step=step, values=values))
+        average = values.get("loss/average")
+        text = "" if average is None else f"loss {average:.4f}"
+        self.emit(Progress(stage="train", done=step, total=self.plans.total, text=text))
+
+    def save_due(self, plan: StepPlan) -> None:
+        """Save as save_every_n_* say. The last step is left to the final files."""
+        step, options, saved = self.position.step, self.outputs.options, self.outputs.saved
+        if step >= self.plans.total or not self.stepper.processes.main:
+            return
+        if options.save_every_n_steps and step % options.save_every_n_steps == 0:
+            self.save(step_name(options.output_name, step), saved.steps, saved.step_states)
+        epoch = plan.epoch + 1
+        if options.save_every_n_epochs and plan.ends_epoch and epoch % options.save_every_n_epochs == 0:
+            self.save(epoch_name(options.output_name, epoch), saved.epochs, saved.epoch_states)
+
+    def save(self, base: str, names: list[str], state_names: list[str]) -> None:
+        """A LoRA and a state under `base`, then room for the next."""
+        kept = self.outputs.options.save_state
+        _remember(names, base + LORA)
+        _remember(state_names if kept else self.outputs.saved.spare_states, base + STATE)
+        self.write_lora(base)
+        self.write_state(base, kept=kept)
+        self.outputs.make_room()
+
+    def save_progress(self) -> None:
+        """A LoRA and a state of this step, unless just saved: for a run that ends before its last step."""
+        if not self.stepper.processes.main or self.position.step == self.position.saved_at:
+            return
+        base = step_name(self.outputs.options.output_name, self.position.step)
+        _remember(self.outputs.saved.spare_states, base + STATE)
+        self.write_lora(base)
+        self.write_state(base, kept=self.outputs.options.save_state)
+
+    def save_end(self) -> None:
+        """The final LoRA, and its state if asked."""
+        if not self.stepper.processes.main:
+            return
+        name = self.outputs.options.output_name
+        self.write_lora(name)
+        if self.outputs.options.save_state or self.outputs.options.save_state_on_train_end:
+            self.write_state(name, kept=True)
+
+    def rescue(self) -> None:
+        """Something went wrong: keep what was trained, as far as it is whole. Never hides the first error."""
+        if self.stepper.updating:
+            self.emit(Warned(text="The run ended in the middle of an update, so this step was not saved."))
+            return
+        try:
+            self.save_progress()
+        except (MusubiError, OSError) as error:
+            self.emit(Warned(text=f"The run ended and its last steps could not be saved: {error}"))
+
+    def write_lora(self, base: str) -> None:
+        step = self.position.step
+        epoch = self.plans.at(max(0, step - 1)).epoch + 1
+        with evaluating(self.stepper.optimizer, self.stepper.gradients.parameters):
+            tensors = lora_tensors(self.network, self.save_dtype, self.key_format)
+        self.position.lora = self.outputs.write_lora(base, tensors, self.metadata(step, epoch))
+
+    def write_state(self, base: str, *, kept: bool) -> None:
+        """Everything that decides how the run goes on from here."""
+        position, stepper = self.position, self.stepper
+        epoch, place = divmod(position.step, self.plans.steps_per_epoch)
+        scale = stepper.loss_scale
+        state = replace(
+            self.fresh,
+            step=position.step,
+            epoch=epoch,
+            position=place * self.plans.together,
+            kept=kept,
+            losses=tuple(position.losses),
+            refused=position.refused,
+            loss_scale=None if scale is None else (scale.factor, scale.streak),
+            saved=self.outputs.saved.record(),
+            optimizer=stepper.optimizer.state_dict(),
+            schedule=stepper.rates.state(),
+            network=self.network.state_dict(),
+        )
+        position.state = self.outputs.write_state(base, state)
+        position.saved_at = position.step
+
+
+def read_step(recipe: Recipe, pin: bool, plan: StepPlan) -> Generator[Prepared, None, None]:
+    """The batches of one step, one after the other. Runs in a reader thread."""
+    for micro in plan.mine:
+        prepared = prepare(recipe, micro)
+        yield prepared.pinned() if pin else prepared
+
+
+def _remember(names: list[str], name: str) -> None:
+    """Put `name` at the end, once: a resumed run writes some files again."""
+    if name in names:
+        names.remove(name)
+    names.append(name)

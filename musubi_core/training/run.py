@@ -1,0 +1,226 @@
+"""`train`: from a TrainConfig to a LoRA. Only this file and `opening` see all options of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from musubi_core.config import values_of
+from musubi_core.device.memory import empty_cache
+from musubi_core.device.precision import dtype_of
+from musubi_core.events import Listener, Note, ShouldStop, ignore, never
+from musubi_core.models.spec import ArchSpec, LoadRequest
+from musubi_core.networks.building import build_network
+from musubi_core.networks.merging import weight_transform
+from musubi_core.networks.network import Network
+from musubi_core.networks.report import notes
+from musubi_core.networks.targets import Targets
+from musubi_core.training.compiling import backend_switches, compile_network
+from musubi_core.training.config import TrainConfig
+from musubi_core.training.draws import generator_for
+from musubi_core.training.gradients import FlatGradients
+from musubi_core.training.inputs import Recipe
+from musubi_core.training.learning_rates import learning_rates
+from musubi_core.training.loop import Loop, Position, TrainResult
+from musubi_core.training.metadata import RunFacts, lora_metadata
+from musubi_core.training.metrics import Log, MetricsFile, open_trackers
+from musubi_core.training.opening import Opened, open_run
+from musubi_core.training.optimizers import build_optimizer
+from musubi_core.training.outputs import Outputs, Saved
+from musubi_core.training.packing import pack
+from musubi_core.training.processes import join_processes, own_random_state
+from musubi_core.training.show_timesteps import show_timesteps
+from musubi_core.training.state import restore_optimizer
+from musubi_core.training.step import LossScale, Stepper
+from musubi_core.training.validation import held_out_samples
+
+NEVER_LOGGED = {"wandb_api_key", "dit", "vae", "dataset_config", "output_dir", "logging_dir", "resume"}
+
+
+def train(
+    config: TrainConfig,
+    emit: Listener = ignore,
+    should_stop: ShouldStop = never,
+    spec: ArchSpec | None = None,
+) -> TrainResult:
+    """Train a LoRA. When `should_stop()` becomes true, the step is finished, LoRA and state are saved.
+
+    spec: the architecture, when it is none of the registered ones. Raises MusubiError with a message for the
+    user; what was trained until then is saved first.
+    """
+    config.check()
+    if config.timesteps.show_timesteps:
+        picture = config.saving.output_dir / f"{config.saving.output_name}-timesteps.png"
+        show_timesteps(config.timesteps, picture, emit)
+        return TrainResult()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        here = stack.enter_context(join_processes(config.loop.mixed_precision, config.loop.ddp_timeout))
+        stack.enter_context(own_random_state(here.device))
+        stack.enter_context(backend_switches(config.compile))
+        opened = open_run(config, spec, here, emit if here.main else ignore)
+        stack.callback(empty_cache, here.device)
+        model = load_model(opened)
+        network = attach_network(opened, model)
+        stack.callback(network.remove)
+        logs = open_logs(opened, stack)
+        loop = make_loop(opened, model, network, logs, should_stop)
+        finished = loop.run()
+        return loop.result(stopped=not finished)
+
+
+def load_model(opened: Opened) -> nn.Module:
+    """The frozen base model on the device, with base_weights merged into it."""
+    config, spec, here = opened.config, opened.spec, opened.here
+    merge = weight_transform(config.network.base_files(), spec.lora_names.comfyui)
+    model = spec.load(
+        LoadRequest(
+            path=config.model.dit,
+            device=here.device,
+            dtype=here.dtype,
+            attention=config.model.attention,
+            split_attention=config.model.split_attn,
+            checkpointing=config.loop.gradient_checkpointing,
+            options=config.arch_options,
+            transform=merge if config.network.base_weights else None,
+        )
+    )
+    if config.network.base_weights:
+        for path, layers in merge.finish().items():
+            opened.emit(Note(text=f"{path.name} was merged into {layers} layers of the base model."))
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def attach_network(opened: Opened, model: nn.Module) -> Network:
+    """Float32 adapters beside the model's layers, with the weights of the state if there is one."""
+    config, spec = opened.config.network, opened.spec
+    network = build_network(
+        model,
+        config,
+        Targets(classes=spec.adapt_classes, exclude=spec.adapt_exclude, comfyui=spec.lora_names.comfyui),
+        generator=generator_for("network", opened.fresh.seed),
+    )
+    if opened.state is not None:
+        network.load_state_dict(opened.state.network)
+    network.to(opened.here.device).train()
+    network.apply_to(model)
+    for line in notes(network, verbose=config.arguments().verbose):
+        opened.emit(Note(text=line))
+    return network
+
+
+def open_logs(opened: Opened, stack: contextlib.ExitStack) -> list[Log]:
+    """The metrics file and the loggers that were asked for, closed with the stack."""
+    config = opened.config
+    if not opened.here.main:
+        return []
+    finished = opened.state.step if opened.state else 0
+    stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(opened.fresh.started_at))
+    shown: dict[str, Any] = {}
+    if config.logging.log_config:
+        shown = {name: str(value) for name, value in values_of(config).items() if name not in NEVER_LOGGED}
+    logs: list[Log] = []
+    for tracker in open_trackers(config.logging, stamp=stamp, config=shown, finished=finished):
+        stack.callback(tracker.close)
+        logs.append(tracker.log)
+    file = MetricsFile(config.saving.metrics_file, finished=finished)
+    stack.callback(file.close)
+    return [file.write, *logs]
+
+
+def make_loop(
+    opened: Opened, model: nn.Module, network: Network, logs: list[Log], should_stop: ShouldStop
+) -> Loop:
+    """Optimizer and loop, as the state left them."""
+    config, state = opened.config, opened.state
+    stepper, label = make_stepper(opened, model, network)
+    position = Position(losses=deque(maxlen=opened.plans.steps_per_epoch))
+    saved = Saved()
+    if state is not None:
+        position.step = position.saved_at = state.step
+        position.losses.extend(state.losses)
+        position.refused = state.refused
+        saved = Saved(**state.saved)
+    return Loop(
+        stepper=stepper,
+        network=network,
+        plans=opened.plans,
+        recipe=Recipe(
+            spec=opened.spec,
+            arch_options=config.arch_options,
+            timesteps=config.timesteps,
+            seed=opened.fresh.seed,
+            epoch_samples=opened.training.samples_per_epoch,
+        ),
+        held_out=held_out_samples(opened.held_out, config.validation.max_validation_items),
+        validation=config.validation,
+        outputs=Outputs(options=config.saving, emit=opened.emit, saved=saved),
+        logs=logs,
+        position=position,
+        emit=opened.emit,
+        should_stop=should_stop,
+        workers=min(config.data.max_data_loader_n_workers, os.cpu_count() or 1),
+        most_refused=config.loop.max_nonfinite_steps,
+        norm_limit=config.network.scale_weight_norms,
+        save_dtype=dtype_of(config.saving.save_precision or "fp32"),
+        key_format=config.network.lora_key_format,
+        fresh=opened.fresh,
+        metadata=partial(lora_metadata, config, opened.spec, facts_of(opened, label)),
+    )
+
+
+def make_stepper(opened: Opened, model: nn.Module, network: Network) -> tuple[Stepper, str]:
+    """The parts of a step, and the optimizer's name for metadata."""
+    config, state, here = opened.config, opened.state, opened.here
+    rate = config.optimizer.learning_rate
+    built = build_optimizer(config.optimizer, network.parameter_groups(rate))
+    optimizer = built.optimizer
+    rates = learning_rates(config.schedule, built, total=opened.plans.total, learning_rate=rate)
+    loss_scale = LossScale() if here.precision == "fp16" else None
+    if hasattr(optimizer, "train"):
+        optimizer.train()  # schedule-free ones start in neither mode
+    pack([optimizer.state_dict(), rates.state()], {}, built.label)  # refuse now what a save would refuse
+    if state is not None:
+        restore_optimizer(optimizer, state.optimizer)
+        rates.restore(state.schedule)
+        if loss_scale is not None and state.loss_scale is not None:
+            loss_scale.factor, loss_scale.streak = state.loss_scale
+    stepper = Stepper(
+        spec=opened.spec,
+        arch_options=config.arch_options,
+        model=model,
+        optimizer=optimizer,
+        rates=rates,
+        gradients=FlatGradients(list(network.parameters())),
+        processes=here,
+        loss_scale=loss_scale,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        compiled=compile_network(config.compile, model, opened.spec.blocks(model), opened.emit),
+    )
+    return stepper, built.label
+
+
+def facts_of(opened: Opened, optimizer: str) -> RunFacts:
+    """What the metadata says of this run."""
+    plans, fresh = opened.plans, opened.fresh
+    return RunFacts(
+        session_id=fresh.session_id,
+        started_at=fresh.started_at,
+        seed=fresh.seed,
+        precision=opened.here.precision,
+        optimizer=optimizer,
+        total=plans.total,
+        epochs=-(-plans.total // plans.steps_per_epoch),
+        items=opened.training.samples_per_epoch,
+        batches_per_epoch=plans.batches_per_epoch,
+        datasets=opened.training.summary(),
+    )

@@ -62,6 +62,12 @@ def test_include_brings_back_what_was_excluded_and_nothing_else(model, targets):
     assert only == [f"blocks.{index}.attn_qkv" for index in range(3)]
 
 
+def test_a_pattern_must_match_the_whole_name():
+    base = nn.Sequential(*(nn.Linear(2, 2) for _ in range(12)))
+    assert chosen(base, Targets(), exclude_patterns=(".*",), include_patterns=("1",)) == ["1"]
+    assert len(chosen(base, Targets(), exclude_patterns=("1",))) == 11
+
+
 @pytest.mark.parametrize("key", ["exclude_patterns", "include_patterns"])
 def test_a_pattern_that_matches_nothing_names_the_nearest_layers(model, targets, key):
     with pytest.raises(

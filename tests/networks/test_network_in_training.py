@@ -118,12 +118,14 @@ def test_a_bfloat16_base_keeps_its_dtype_and_adapters_stay_float32(build, model,
 def test_under_autocast_the_matrices_multiply_in_the_autocast_dtype(build, model):
     network = build(trained=True)
     weights = network.adapters["blocks.0.attn_qkv"].weights
-    seen = []
-    weights.lora_down.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    seen = []  # an input lifted to float32 first would cost memory for nothing
+    weights.lora_down.register_forward_hook(
+        lambda _, args, output: seen.extend([args[0].dtype, output.dtype])
+    )
     network.apply_to(model.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert model(torch.randn(2, 4)).dtype is torch.bfloat16
-    assert seen == [torch.bfloat16]
+        assert model(torch.randn(2, 4).bfloat16()).dtype is torch.bfloat16
+    assert seen == [torch.bfloat16, torch.bfloat16]
 
 
 def test_checkpointing_with_every_dropout_gives_the_same_gradients(build, model, x):
@@ -219,7 +221,7 @@ def dense_norm(adapter) -> torch.Tensor:
 
 
 def test_scale_weight_norms_equals_the_dense_formula(build):
-    network = build(trained=True, network_alpha=4.0)
+    network = build(trained=True, network_alpha=6.0)
     norms = {name: dense_norm(adapter) for name, adapter in network.adapters.items()}
     limit = sorted(norms.values())[4].item() * 1.001  # some above, some below
     before = {name: p.detach().clone() for name, p in network.named_parameters()}

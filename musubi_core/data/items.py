@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+UNREADABLE = "cannot be read"  # the group of files that are damaged, as opposed to not wanted
+
 
 def text_name(stem: str, short: str) -> str:
     """The name of a text cache: one per media file, shared by all windows of a clip."""
@@ -62,4 +64,4 @@ class Skipped:
 
     path: Path
     reason: str
-    group: str = "cannot be read"
+    group: str = UNREADABLE

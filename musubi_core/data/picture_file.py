@@ -51,7 +51,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in SIDEWAYS
+            turned = _may_have_exif(path, image) and image.getexif().get(EXIF_ORIENTATION, 1) in SIDEWAYS
             if not _looks_whole(path, image.format or ""):
                 image.load()
     except FileNotFoundError:
@@ -91,6 +91,16 @@ def _as_rgb(image: Image, alpha: bool) -> Image:
     if image.mode == "RGBA":  # the colours below transparent pixels stay as they are
         return image.convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _may_have_exif(path: Path, image: Image) -> bool:
+    """False only when it is certain. Of a PNG without, PIL would decode all pixels to look behind them."""
+    if image.format != "PNG" or image.info.keys() & {"exif", "XML:com.adobe.xmp"}:
+        return True
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        tail = file.read()
+    return b"eXIf" in tail or b"iTXt" in tail
 
 
 def _looks_whole(path: Path, kind: str) -> bool:

@@ -51,9 +51,8 @@ def cache_latents(
     config.check()
     spec = _spec(config.architecture)
     scans = _scan(config.dataset_config, spec.latent, emit)
-    skipped = tuple(skip for one in scans for skip in one.skipped)
     if config.debug_mode is not None:
-        return replace(_preview(config, scans, emit, should_stop), skipped=skipped)
+        return _preview(config, scans, emit, should_stop)
     request = EncoderRequest(
         device=pick_device(config.device),
         dtype=dtype_of(config.vae_dtype) if config.vae_dtype else None,
@@ -63,22 +62,22 @@ def cache_latents(
     encoding = spec.latents(request)
     needed = tuple(name for name in spec.required_tensors if name.startswith(LATENTS))
     workers = config.num_workers or max(1, (os.cpu_count() or 1) - 1)
-    run = CacheRun(LATENTS, emit)
+    run = CacheRun(LATENTS, scans, emit)
     work: list[tuple[DatasetConfig, list[PlannedLatent]]] = []
     for one in scans:
         folder = CacheFolder(one.dataset, spec.latent, LATENTS)
         hashes = MediaHashes(folder.media)
         _hash_media(one, hashes, workers, emit, should_stop)
         if should_stop():
-            return run.report(stopped=True, skipped=skipped)
+            return run.report(stopped=True)
         work.append((one.dataset, _plan_latents(one, encoding, hashes, needed, folder=folder, run=run)))
     if any(plan for _, plan in work):
         with torch.backends.cudnn.flags(enabled=not config.disable_cudnn_backend):
             _make_latents(config, spec, encoding, work, run=run, workers=workers, should_stop=should_stop)
         empty_cache(request.device)
     if should_stop():
-        return run.report(stopped=True, skipped=skipped)
-    return run.finish(keep_stale=config.keep_cache, quiet=config.skip_existing, skipped=skipped)
+        return run.report(stopped=True)
+    return run.finish(keep_stale=config.keep_cache, quiet=config.skip_existing)
 
 
 def cache_text(
@@ -92,11 +91,10 @@ def cache_text(
     spec = _spec(config.architecture)
     shape = spec.latent
     scans = _scan(config.dataset_config, shape, emit)
-    skipped = tuple(skip for one in scans for skip in one.skipped)
     options = _options(config.arch_options, spec.text_options)
     request = EncoderRequest(device=pick_device(config.device), dtype=None, options=options)
     passes = spec.texts(request)
-    run = CacheRun(TEXT, emit)
+    run = CacheRun(TEXT, scans, emit)
     work: dict[str, list[PlannedText]] = {each.name: [] for each in passes}
     for one in scans:
         for planned in _plan_texts(one, passes, folder=CacheFolder(one.dataset, shape, TEXT), run=run):
@@ -106,8 +104,8 @@ def cache_text(
             _make_texts(each, work[each.name], shape, config.batch_size, run=run, should_stop=should_stop)
             empty_cache(request.device)
     if should_stop():
-        return run.report(stopped=True, skipped=skipped)
-    return run.finish(keep_stale=config.keep_cache, quiet=config.skip_existing, skipped=skipped)
+        return run.report(stopped=True)
+    return run.finish(keep_stale=config.keep_cache, quiet=config.skip_existing)
 
 
 def _spec(name: str | None) -> ArchSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from musubi_core.data.cache_folder import CacheFolder
 from musubi_core.data.cache_plan import State
 from musubi_core.data.cache_writes import Outcome
-from musubi_core.data.items import Skipped
+from musubi_core.data.items import UNREADABLE, Skipped
 from musubi_core.data.manifest import Entry
+from musubi_core.data.scan import Scan
 from musubi_core.events import FileWritten, Listener, Progress, Warned
 
 
@@ -28,7 +29,7 @@ class CacheReport:
     """Numbers of cache files. accepted: made by musubi-tuner and kept.
 
     failed: not empty means that the job did not do all it should. skipped: media files that the dataset does
-    not use, with the reason.
+    not use, for reasons other than damage.
     """
 
     written: int = 0
@@ -43,7 +44,12 @@ class CacheReport:
 class CacheRun:
     """Counts while a job runs. kind: "latents" or "text", see data.manifest."""
 
-    def __init__(self, kind: str, emit: Listener) -> None:
+    def __init__(self, kind: str, scans: Sequence[Scan], emit: Listener) -> None:
+        skipped = [skip for one in scans for skip in one.skipped]
+        self._damaged = [
+            Failure(source=skip.path, reason=skip.reason) for skip in skipped if skip.group == UNREADABLE
+        ]
+        self._skipped = tuple(skip for skip in skipped if skip.group != UNREADABLE)
         self._kind = kind
         self._emit = emit
         self._folders: list[CacheFolder] = []
@@ -75,7 +81,7 @@ class CacheRun:
     def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
         self._emit(Progress(stage=stage, done=done, total=total, text=text))
 
-    def finish(self, *, keep_stale: bool, quiet: bool, skipped: tuple[Skipped, ...]) -> CacheReport:
+    def finish(self, *, keep_stale: bool, quiet: bool) -> CacheReport:
         """Delete what is stale, write the manifests, name what failed. quiet: accept foreign files unsaid."""
         deleted: list[Path] = []
         for folder in self._folders:
@@ -85,15 +91,15 @@ class CacheRun:
                 if path.parent == folder.path
             }
             deleted += folder.finish(failed, keep_stale=keep_stale)
-        report = self.report(deleted=tuple(deleted), skipped=skipped)
+        report = self.report(deleted=tuple(deleted))
         if report.accepted and not quiet:
             self._emit(Warned(text=_accepted(report.accepted, self._kind)))
         if report.failed:
             lines = "; ".join(f"{failure.source}: {failure.reason}" for failure in report.failed)
-            self._emit(Warned(text=f"{len(report.failed)} {self._kind} caches could not be made. {lines}"))
+            self._emit(Warned(text=f"{len(report.failed)} {self._kind} caches were not made. {lines}"))
         return report
 
-    def report(self, **values: Any) -> CacheReport:
+    def report(self, *, deleted: tuple[Path, ...] = (), stopped: bool = False) -> CacheReport:
         """The counts as they stand."""
         kept = [states for path, states in self._states.items() if not states & {State.TO_MAKE, State.FAILED}]
         accepted = sum(State.FOREIGN in states for states in kept)
@@ -101,8 +107,10 @@ class CacheRun:
             written=len(self._written - set(self._failed)),
             reused=len(kept) - accepted,
             accepted=accepted,
-            failed=tuple(self._failed.values()),
-            **values,
+            failed=(*self._damaged, *self._failed.values()),
+            deleted=deleted,
+            skipped=self._skipped,
+            stopped=stopped,
         )
 
 

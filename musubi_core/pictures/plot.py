@@ -59,8 +59,7 @@ def curves(
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
             else:
                 draw.line(spots, fill=colour, width=2, joint="curve")
-        draw.rectangle((frame.left + 12, 48 + 20 * index, frame.left + 26, 60 + 20 * index), fill=colour)
-        draw.text((frame.left + 32, 46 + 20 * index), name, fill=INK, font=_font(14))
+        _legend(draw, frame, index, name, colour)
     return image
 
 
@@ -146,6 +145,13 @@ def _axes(draw: ImageDraw, frame: Frame, x_label: str) -> None:
     draw.rectangle((frame.left, frame.top, frame.right, frame.bottom), outline=INK)
     middle = (frame.left + frame.right) / 2
     draw.text((middle, frame.bottom + 40), x_label, fill=INK, font=_font(14), anchor="mm")
+
+
+def _legend(draw: ImageDraw, frame: Frame, row: int, name: str, colour: tuple[int, int, int]) -> None:
+    """At the top right: curves of a loss fall, so that corner is free."""
+    top = frame.top + 10 + 20 * row
+    draw.rectangle((frame.right - 24, top, frame.right - 10, top + 12), fill=colour)
+    draw.text((frame.right - 32, top + 6), name, fill=INK, font=_font(14), anchor="rm")
 
 
 def ticks(low: float, high: float, *, about: int = 6) -> list[float]:

@@ -22,7 +22,7 @@ class MetricsFile:
     """`<name>.metrics.jsonl`: {"step": 1, "loss/current": 0.5, ...} per line, flushed after each."""
 
     def __init__(self, path: Path, *, finished: int) -> None:
-        """finished: steps of an earlier part of the run; later lines are dropped, so that none stands twice."""
+        """finished: steps of an earlier part of the run; later lines are dropped, so none stands twice."""
         self.path = path
         _keep_until(path, finished)
         try:

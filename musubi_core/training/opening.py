@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from musubi_core import __version__
+import musubi_core
 from musubi_core.data.dataset import read_datasets
 from musubi_core.data.training_set import TrainingSet, open_training_set, split_validation
 from musubi_core.device.attention import check_attention
@@ -111,7 +111,7 @@ def _fresh_state(config: TrainConfig, here: Processes, training: TrainingSet) ->
         options=trajectory(config, precision=here.precision),
         identities=identities(config, training),
         versions={
-            "musubi_core": __version__,
+            "musubi_core": musubi_core.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

@@ -60,7 +60,7 @@ class NetworkConfig:
     """Which adapters are trained, and from where they start."""
 
     network_module: str = option(
-        "networks.lora", help="Kind of network to train, by musubi-tuner's name. All LoRA names mean LoRA."
+        "networks.lora", help="Kind of network to train, by musubi-tuner's name: networks.lora is LoRA."
     )
     network_dim: int | None = option(
         None, ge=1, help="Rank of the adapters: higher learns more and makes larger files. Not set: 4."

@@ -1,18 +1,15 @@
-"""Cached items as batches of tensors, read ahead of the training step."""
+"""Cached items as batches of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from types import TracebackType
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from musubi_core.data.ahead import ReadAhead
 from musubi_core.data.cache_file import VARLEN, not_finite, read_cache
 from musubi_core.data.order import BatchPlan, PlannedSample
-from musubi_core.errors import BadFileError, MusubiError
+from musubi_core.errors import BadFileError
 
 Batch: TypeAlias = "dict[str, Tensor | list[Tensor]]"
 
@@ -58,33 +55,3 @@ def _load_sample(sample: PlannedSample) -> dict[str, Tensor]:
             "Start the run again, after caching has come to its end."
         )
     return tensors
-
-
-class BatchReader:
-    """Iterates (plan, batch) in the order of the plans, while threads load the next ones.
-
-    workers = 0 loads in the caller's thread. ahead: finished batches that may wait. To start at any position
-    give `plans[position:]`. Use as a context manager: leaving it, also early, joins the threads.
-    """
-
-    def __init__(self, plans: Sequence[BatchPlan], *, workers: int = 0, ahead: int = 2) -> None:
-        self._reader: ReadAhead[BatchPlan, Batch] = ReadAhead(plans, _one, workers=workers, limit=ahead)
-
-    def __enter__(self) -> BatchReader:
-        self._reader.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._reader.__exit__(kind, error, trace)
-
-    def __iter__(self) -> Iterator[tuple[BatchPlan, Batch]]:
-        for plan, batch in self._reader:
-            if isinstance(batch, MusubiError):
-                raise batch
-            yield plan, batch
-
-
-def _one(plan: BatchPlan) -> Generator[Batch, None, None]:
-    yield load_batch(plan)

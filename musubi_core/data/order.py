@@ -8,7 +8,7 @@ state: any batch of any epoch can be named again without replaying what came bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from musubi_core.data.training_set import CachedDataset, CachedItem, Shapes, TrainingSet
@@ -58,18 +58,6 @@ def epoch_batches(training: TrainingSet, seed: int, epoch: int) -> list[BatchPla
             ]
         first += len(dataset.items)
     return sorted(plans, key=lambda plan: _rank(seed, epoch, f"batch:{plan.samples[0].identity}"))
-
-
-def share_of_process(plans: Sequence[BatchPlan], rank: int, count: int) -> list[BatchPlan]:
-    """The batches of process `rank` of `count`: global batch g goes to process g % count.
-
-    All processes make the same number of steps. When the batches do not divide evenly, the epoch is filled up
-    with batches from its beginning, so no sample is left out and fewer than `count` batches are seen twice.
-    """
-    if not plans:
-        return []
-    steps = -(-len(plans) // count)
-    return [plans[(step * count + rank) % len(plans)] for step in range(steps)]
 
 
 def _buckets(number: int, dataset: CachedDataset, first: int) -> Iterable[list[PlannedSample]]:

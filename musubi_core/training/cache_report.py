@@ -56,12 +56,14 @@ class CacheRun:
         self._states: dict[Path, set[State]] = {}  # of all parts of a file
         self._failed: dict[Path, Failure] = {}
         self._written: set[Path] = set()
+        for failure in self._damaged:
+            self._warn(failure)
 
     def looked_at(self, path: Path, source: Path, state: State, error: str = "") -> None:
         """Note what the plan says of one part of a file."""
         self._states.setdefault(path, set()).add(state)
         if state is State.FAILED:
-            self._failed[path] = Failure(source=source, reason=error)
+            self._fail(path, Failure(source=source, reason=error))
 
     def begin(
         self, folder: CacheFolder, entries: Mapping[str, Entry], media: Mapping[str, Mapping[str, Any]]
@@ -73,16 +75,27 @@ class CacheRun:
     def took(self, outcome: Outcome) -> None:
         """Note one file that was written or failed."""
         if outcome.error:
-            self._failed[outcome.path] = Failure(source=outcome.source, reason=outcome.error)
+            self._fail(outcome.path, Failure(source=outcome.source, reason=outcome.error))
         else:
             self._written.add(outcome.path)
             self._emit(FileWritten(path=outcome.path, what=f"{self._kind.removesuffix('s')} cache"))
+
+    def _fail(self, path: Path, failure: Failure) -> None:
+        if path not in self._failed:  # a second part of the same text file adds nothing
+            self._failed[path] = failure
+            self._warn(failure)
+
+    def _warn(self, failure: Failure) -> None:
+        text = (
+            failure.reason if str(failure.source) in failure.reason else f"{failure.source} {failure.reason}"
+        )
+        self._emit(Warned(text=f"Not cached: {text}"))
 
     def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
         self._emit(Progress(stage=stage, done=done, total=total, text=text))
 
     def finish(self, *, keep_stale: bool, quiet: bool) -> CacheReport:
-        """Delete what is stale, write the manifests, name what failed. quiet: accept foreign files unsaid."""
+        """Delete what is stale and write the manifests. quiet: no warning about accepted files of others."""
         deleted: list[Path] = []
         for folder in self._folders:
             failed = {
@@ -94,9 +107,6 @@ class CacheRun:
         report = self.report(deleted=tuple(deleted))
         if report.accepted and not quiet:
             self._emit(Warned(text=_accepted(report.accepted, self._kind)))
-        if report.failed:
-            lines = "; ".join(f"{failure.source}: {failure.reason}" for failure in report.failed)
-            self._emit(Warned(text=f"{len(report.failed)} {self._kind} caches were not made. {lines}"))
         return report
 
     def report(self, *, deleted: tuple[Path, ...] = (), stopped: bool = False) -> CacheReport:

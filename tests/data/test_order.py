@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from musubi_core.data.dataset import DatasetConfig
-from musubi_core.data.order import epoch_batches, share_of_process
+from musubi_core.data.order import epoch_batches
 from musubi_core.data.training_set import CachedDataset, CachedItem, TrainingSet
 
 
@@ -76,17 +76,3 @@ def test_the_order_does_not_depend_on_the_order_of_items():
     one = training_set(of([cached(letter) for letter in "abcdef"]))
     two = training_set(of([cached(letter) for letter in "fedcba"]))
     assert names(epoch_batches(one, 5, 1)) == names(epoch_batches(two, 5, 1))
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 40])
-def test_processes_share_all_batches_and_make_equally_many_steps(mixed, count):
-    plans = epoch_batches(mixed, 1, 0)
-    shares = [share_of_process(plans, rank, count) for rank in range(count)]
-    assert {len(share) for share in shares} == {-(-len(plans) // count)}
-    in_turn = [share[step] for step in range(len(shares[0])) for share in shares]
-    assert in_turn[: len(plans)] == plans
-    assert len(in_turn) - len(plans) < count
-
-
-def test_no_batches_are_no_steps():
-    assert share_of_process([], 0, 2) == []

@@ -135,6 +135,11 @@ class DatasetConfig:
         return folder
 
     @property
+    def preview_folder(self) -> Path:
+        """Where --debug_mode writes: apart, because the cache folder is often the media folder."""
+        return self.cache_folder / "preview"
+
+    @property
     def title(self) -> str:
         """How messages name this dataset."""
         return f'{self.where} "{self.source.name or self.source}"'

@@ -45,7 +45,7 @@ def list_folder(dataset: DatasetConfig, *, with_controls: bool) -> Listing:
     entries = sorted(folder.iterdir())
     media = [file for file in entries if _is_media(file, dataset) and file.is_file()]
     skipped = [skip for file in entries if (skip := _foreign(file, dataset))]
-    notes = _folder_notes(folder, entries)
+    notes = _folder_notes(dataset, entries)
     layers = _layers(media, dataset) if dataset.multiple_target else Companions(by_stem={})
     owned = {file for files in layers.by_stem.values() for file in files}
     candidates: list[Candidate] = []
@@ -85,11 +85,17 @@ def _foreign(file: Path, dataset: DatasetConfig) -> Skipped | None:
     return Skipped(path=file, reason=reason, group=FOREIGN)
 
 
-def _folder_notes(folder: Path, entries: Sequence[Path]) -> list[str]:
-    inner = [entry.name for entry in entries if entry.is_dir()]
-    if not inner:
+def _folder_notes(dataset: DatasetConfig, entries: Sequence[Path]) -> list[str]:
+    """A note on sub-folders with media in them, other than those that this dataset itself uses."""
+    used = {path.resolve() for path in (dataset.control_directory, dataset.cache_directory) if path}
+    used.add(dataset.preview_folder.resolve())
+    inner = [entry for entry in entries if entry.is_dir() and entry.resolve() not in used]
+    full = [
+        entry.name for entry in inner if any(is_picture(file) or is_video(file) for file in entry.iterdir())
+    ]
+    if not full:
         return []
-    return [f"{folder} has {len(inner)} sub-folders ({inner[0]}, ...), which are not searched."]
+    return [f"{len(full)} sub-folders with pictures or videos were not searched (first: {full[0]})."]
 
 
 def _layers(media: Sequence[Path], dataset: DatasetConfig) -> Companions:

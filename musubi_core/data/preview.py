@@ -1,7 +1,7 @@
 """`--debug_mode`: look at a dataset as its encoder would see it, without caching anything.
 
-image: contact sheets, samples with their captions, as PNG files. video: each sample as MP4 or JPEG beside
-where its cache would be. console: pictures made of coloured characters. All is told through events.
+image: contact sheets, samples with their captions, as PNG files. video: each sample as MP4 or JPEG, named
+like its cache. console: pictures made of coloured characters. All is told through events.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CELL, COLUMNS, ROWS, TEXT_LINES = 256, 4, 4, 4  # contact sheet: size of a cell,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewRequest:
-    """mode: image, console or video. folder: where files go; the dataset's cache folder when None.
+    """mode: image, console or video. folder: where files go; the dataset's preview folder when None.
 
     width, back: console characters per line, and background as a colour name or an escape sequence.
     per_dataset: samples shown of each dataset, None for all.
@@ -102,7 +102,7 @@ def _show_sheet(scan: Scan, held: Sequence[LoadedSample], request: PreviewReques
         sheet.paste(thumbnail, (left + 4, top + 4))
         for number, text in enumerate(_labels(loaded.sample)):
             draw.text((left + 4, top + CELL + line * number), text, fill="black")
-    folder = request.folder or scan.dataset.cache_folder
+    folder = request.folder or scan.dataset.preview_folder
     path = folder / f"preview_{_name(held[0].sample, scan)}.png"
     with replace_file(path) as file:
         sheet.save(file, format="PNG")
@@ -121,7 +121,7 @@ def _labels(sample: Sample) -> list[str]:
 
 def _show_file(scan: Scan, held: Sequence[LoadedSample], request: PreviewRequest, emit: Listener) -> None:
     """An MP4 of each clip and a JPEG of each picture, named like its cache."""
-    folder = request.folder or scan.dataset.cache_folder
+    folder = request.folder or scan.dataset.preview_folder
     for loaded in held:
         moving = loaded.sample.item.is_video and len(loaded.frames) > 1
         path = folder / f"{_name(loaded.sample, scan)}.{'mp4' if moving else 'jpg'}"

@@ -161,9 +161,8 @@ def _dataset_text(report: DatasetReport, files: bool) -> str:
     ]
     if report.captions:
         each = report.captions
-        lines.append(
-            f"  captions: {each.shortest} to {each.longest} characters, median {each.median}, {each.empty} empty"
-        )
+        span = f"{each.shortest} to {each.longest} characters, median {each.median}"
+        lines.append(f"  captions: {span}, {each.empty} empty")
     lines += [f"  note: {note}" for note in report.notes]
     if report.buckets:
         lines += ["  buckets:", *_table(report.buckets)]

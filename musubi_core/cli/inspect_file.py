@@ -17,7 +17,7 @@ from musubi_core.files.tensor_info import TensorInfo
 if TYPE_CHECKING:
     from musubi_core.models.spec import ArchSpec
 
-_SHOWN = 12  # names and metadata entries
+_SHOWN = 12  # names of tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +77,10 @@ def weights_text(path: Path) -> str:
     known = [spec.name for spec in architectures() if spec.detect(header) is not None]
     lines = [str(path), *_numbers(header)]
     lines.append(f"network of: {' or '.join(known)}" if known else "network of: no architecture known here")
-    lines += _some("tensors", [f"{name} {_shape(info)}" for name, info in header.items()])
-    lines += _some("metadata", [f"{key} = {_short(value)}" for key, value in sorted(metadata.items())])
+    names = [f"  {name} {_shape(info)}" for name, info in header.items()]
+    lines += ["tensors:", *names[:_SHOWN], *[f"  ... and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)]
+    if metadata:
+        lines += ["metadata:", *(f"  {key} = {_short(value)}" for key, value in sorted(metadata.items()))]
     return "\n".join(lines)
 
 
@@ -92,11 +94,6 @@ def _numbers(header: Mapping[str, TensorInfo]) -> list[str]:
 
 def _shape(info: TensorInfo) -> str:
     return f"{'x'.join(map(str, info.shape)) or 'scalar'} {info.dtype}"
-
-
-def _some(title: str, lines: list[str]) -> list[str]:
-    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return [f"{title}:", *[f"  {line}" for line in lines[:_SHOWN]], *more] if lines else []
 
 
 def _short(value: str) -> str:

@@ -58,21 +58,21 @@ JOBS: dict[str, Job] = {
             name="cache-latents",
             help="Turn the pictures and clips of a dataset into latents on disk.",
             config="musubi_core.training.cache_config:CacheLatentsConfig",
-            run="musubi_core.training.cache_jobs:cache_latents",
+            run="musubi_core.cli.work:cache_latents",
             arch_options="latent_options",
         ),
         Job(
             name="cache-text",
             help="Turn the captions of a dataset into text encoder outputs on disk.",
             config="musubi_core.training.cache_config:CacheTextConfig",
-            run="musubi_core.training.cache_jobs:cache_text",
+            run="musubi_core.cli.work:cache_text",
             arch_options="text_options",
         ),
         Job(
             name="train",
             help="Train a LoRA on cached data.",
             config="musubi_core.training.config:TrainConfig",
-            run="musubi_core.training.run:train",
+            run="musubi_core.cli.work:train",
             arch_options="train_options",
             checkpoint="dit",
         ),
@@ -87,7 +87,7 @@ JOBS: dict[str, Job] = {
             name="demo",
             help="See the whole way from photographs to a LoRA in minutes, without downloads or a GPU.",
             config="musubi_core.demo.config:DemoConfig",
-            run="musubi_core.demo.run:demo",
+            run="musubi_core.cli.work:demo",
         ),
     )
 }

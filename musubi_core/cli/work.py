@@ -1,0 +1,85 @@
+"""The core's jobs with a last look: what was promised is on disk and can be read.
+
+All have the form (config, listener, should_stop) and raise MusubiError when the promise is not kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musubi_core.errors import BadFileError
+from musubi_core.events import Event, FileWritten, Listener, ShouldStop
+
+if TYPE_CHECKING:
+    from musubi_core.training.cache_report import CacheReport
+
+
+class Written:
+    """A listener that passes events on and remembers the files that were written."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.paths: list[Path] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, FileWritten):
+            self.paths.append(event.path)
+        self._listener(event)
+
+
+def cache_latents(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.training.cache_jobs import cache_latents as job
+
+    written = Written(listener)
+    report = job(config, written, should_stop)
+    check_caches(report, written.paths)
+
+
+def cache_text(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.training.cache_jobs import cache_text as job
+
+    written = Written(listener)
+    report = job(config, written, should_stop)
+    check_caches(report, written.paths)
+
+
+def train(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.training.run import train as job
+
+    result = job(config, listener, should_stop)
+    if result.lora is not None:
+        check_lora(result.lora)
+
+
+def demo(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.demo.run import demo as job
+
+    result = job(config, listener, should_stop)
+    if result is not None:
+        check_lora(result.lora)
+
+
+def check_lora(path: Path) -> None:
+    """Raises BadFileError when the file is no whole LoRA: damaged, empty, incomplete or not finite."""
+    from musubi_core.networks.reading import read_lora
+
+    file = read_lora(path)
+    if file.faults or file.unknown or not file.adapters:
+        first = (file.faults or file.unknown or ["it has no adapter"])[0]
+        raise BadFileError(f"{path} was written, but is not a usable LoRA: {first}. Please report this.")
+
+
+def check_caches(report: CacheReport, written: list[Path]) -> None:
+    """Raises BadFileError for media that could not be cached, and for a cache that is not whole on disk."""
+    from musubi_core.files.header import read_header
+
+    for path in written:
+        if path.suffix == ".safetensors":
+            read_header(path)
+    if report.failed:
+        lines = "\n".join(f"  {failure.source}: {failure.reason}" for failure in report.failed)
+        raise BadFileError(
+            f"{len(report.failed)} cache files could not be made:\n{lines}\n"
+            "Mend or remove these media files and start again; what was made is kept."
+        )

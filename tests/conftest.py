@@ -14,6 +14,16 @@ import pytest
 import torch
 
 
+def pytest_configure() -> None:
+    """One thread per test process, also in programs that tests start, and no network.
+
+    The tensors are tiny: more threads only wait for each other, and other counts round differently.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need a card are skipped without one."""
     if torch.cuda.is_available():

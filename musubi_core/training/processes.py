@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from musubi_core.device.precision import pick_device
+
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -87,7 +89,9 @@ def join_processes(precision: str | None, timeout_minutes: int | None = None) ->
 
     before = bool(PartialState._shared_state)
     extra = {"timeout": timedelta(minutes=timeout_minutes)} if timeout_minutes else {}
-    state = PartialState(**extra)
+    # Unless told, accelerate lets the processes of a machine without a GPU train side by side, unaware.
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or pick_device().type == "cpu"
+    state = PartialState(cpu=cpu, **extra)
     try:
         yield Processes(
             device=state.device,

@@ -33,7 +33,8 @@ def schedule(options: ScheduleOptions, *, total: int, learning_rate: float) -> M
     if options.lr_scheduler == "rex":
         return _rex(options, arguments, total, warmup)
     after = _after_warmup(options, arguments, total=total, warmup=warmup, decay=decay, rate=learning_rate)
-    return lambda s: s / warmup if s < warmup else after(s)
+    start = options.lr_scheduler_min_lr_ratio or 0.0 if options.lr_scheduler == "warmup_stable_decay" else 0.0
+    return lambda s: start + (1 - start) * s / warmup if s < warmup else after(s)
 
 
 def _after_warmup(

@@ -24,6 +24,7 @@ from musubi_core.models.spec import (
     TrainingInput,
 )
 from musubi_core.training.config import TrainConfig
+from musubi_core.training.run import train
 
 CHANNELS, TEXT, HIDDEN = 4, 6, 16
 
@@ -171,9 +172,9 @@ def write_workplace(
     }
 
 
-def config_for(workplace: Mapping[str, Any], **options: Any) -> TrainConfig:
-    """A short run with everything that a test does not mind."""
-    values = {
+def options_for(workplace: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """The options of a short run, with everything that a test does not mind."""
+    return {
         "max_train_steps": 8,
         "seed": 7,
         "learning_rate": 1e-2,
@@ -184,4 +185,13 @@ def config_for(workplace: Mapping[str, Any], **options: Any) -> TrainConfig:
         **workplace,
         **options,
     }
-    return build(TrainConfig, values, where="the test")
+
+
+def config_for(workplace: Mapping[str, Any], **options: Any) -> TrainConfig:
+    return build(TrainConfig, options_for(workplace, **options), where="the test")
+
+
+def run_fake(options: Mapping[str, Any]) -> None:
+    """A whole run in a process of its own, which a test may kill."""
+    torch.set_num_threads(1)
+    train(build(TrainConfig, options, where="the test"), spec=FAKE)

@@ -13,8 +13,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _JOBS = {
-    "CacheLatentsConfig": "musubi_core.training.cache_jobs",
-    "CacheTextConfig": "musubi_core.training.cache_jobs",
+    "CacheLatentsConfig": "musubi_core.training.cache_config",
+    "CacheTextConfig": "musubi_core.training.cache_config",
     "cache_latents": "musubi_core.training.cache_jobs",
     "cache_text": "musubi_core.training.cache_jobs",
     "TrainConfig": "musubi_core.training.config",

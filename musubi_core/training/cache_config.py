@@ -43,7 +43,8 @@ class CacheLatentsConfig:
     debug_mode: str | None = option(
         None,
         choices=("image", "console", "video"),
-        help="Show what would be cached instead of caching: windows, text pictures, or preview files.",
+        help="Show what would be cached instead of caching: contact sheets (image), pictures made of "
+        "characters (console), or each sample as a file (video).",
     )
     console_width: int = option(80, ge=1, help="Width in characters of the pictures of debug_mode console.")
     console_back: str | None = option(

@@ -259,7 +259,6 @@ class _Scanner:
             self.at += 1
             return ()
         while True:
-            self.skip_space()
             number = self._number.match(self.text, self.at)
             if number is None:
                 self.fail(Defect.BAD_FIELD, f"{where} holds something else than whole numbers")
@@ -267,12 +266,13 @@ class _Scanner:
                 self.fail(Defect.RANK_TOO_LARGE, f"{where} has more than {MAX_RANK} numbers")
             found.append(int(number.group()))
             self.at = number.end()
-            if self.next_character() == "]":
-                self.at += 1
-                return tuple(found)
-            if self.next_character() != ",":
+            sign = self.next_character()
+            if sign not in ("]", ","):
                 self.fail(Defect.BAD_FIELD, f"{where} holds something else than whole numbers")
             self.at += 1
+            if sign == "]":
+                return tuple(found)
+            self.skip_space()
 
     def code(self, where: str) -> str:
         if self.next_character() != '"':
@@ -296,6 +296,9 @@ class _Scanner:
 
     def next_character(self) -> str:
         """The character at the position after white space, "" at the end; it is not consumed."""
+        sign = self.text[self.at : self.at + 1]
+        if sign > " ":
+            return sign  # the usual case: files are written without spaces
         self.skip_space()
         return self.text[self.at : self.at + 1]
 

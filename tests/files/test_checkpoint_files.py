@@ -203,22 +203,26 @@ def test_tensors_of_a_torch_file_are_mapped_until_asked_for_their_own_memory(tmp
     assert read_all(path)["w"].sum() == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts KiB as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 def test_a_large_torch_file_is_not_read_on_opening(tmp_path: Path):
     """64 MB of weights, and opening takes less than 16 MB more than before."""
     code = """
-        import resource, sys
+        import sys
         from pathlib import Path
         from musubi_core.files.checkpoint import open_checkpoint
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        def pages_in_memory():
+            return int(Path("/proc/self/statm").read_text().split()[1])
+
+        before = pages_in_memory()
         with open_checkpoint(Path(sys.argv[1])) as checkpoint:
             assert checkpoint.header["w"].shape == (16_000_000,)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+            print((pages_in_memory() - before) * 4096)
     """
     torch.save({"w": torch.zeros(16_000_000)}, tmp_path / "w.pt")
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "w.pt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert int(done.stdout) < 16_000
+    assert int(done.stdout) < 16_000_000
 
 
 def write_shards(folder: Path, *, index: bool = True, suffix: str = "safetensors") -> list[Path]:

@@ -49,6 +49,7 @@ def valid_file() -> bytes:
 
 VALID = valid_file()
 HEADER_END = 8 + int.from_bytes(VALID[:8], "little")
+ORIGINAL = json.loads(VALID[8:HEADER_END])
 
 
 def check(content: bytes, folder: Path) -> None:
@@ -117,11 +118,18 @@ def test_changed_values_of_the_header(tmp_path: Path, data: st.DataObject):
     header: dict[str, Any] = json.loads(VALID[8:HEADER_END])
     for _ in range(data.draw(st.integers(1, 3))):
         name = data.draw(st.sampled_from(sorted(header)))
-        if not isinstance(header[name], dict) or data.draw(st.booleans()):
-            header[name] = data.draw(json_values)
-        else:
+        change = data.draw(st.sampled_from(["drop", "move", "replace", "field"]))
+        if change == "drop":  # leaves a hole
+            del header[name]
+        elif change == "move" and name != "__metadata__":  # the size stays right: only the neighbours tell
+            moved = data.draw(st.integers(-8, 8))
+            offsets = [offset + moved for offset in ORIGINAL[name]["data_offsets"]]
+            header[name] = {**ORIGINAL[name], "data_offsets": offsets}
+        elif change == "field" and isinstance(header[name], dict):
             field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "format", "more"]))
             header[name][field] = data.draw(json_values)
+        else:
+            header[name] = data.draw(json_values)
     text = json.dumps(header).encode()
     check(len(text).to_bytes(8, "little") + text + VALID[HEADER_END:], tmp_path)
 

@@ -80,6 +80,6 @@ def check_caches(report: CacheReport, written: list[Path]) -> None:
     if report.failed:
         lines = "\n".join(f"  {failure.source}: {failure.reason}" for failure in report.failed)
         raise BadFileError(
-            f"{len(report.failed)} cache files could not be made:\n{lines}\n"
-            "Mend or remove these media files and start again; what was made is kept."
+            f"These could not be cached ({len(report.failed)}):\n{lines}\n"
+            "Mend or remove them and start again; what was made is kept."
         )

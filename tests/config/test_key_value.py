@@ -37,7 +37,7 @@ def test_only_the_first_equals_sign_separates():
 
 @pytest.mark.parametrize("item", ["verbose", "=3", "a b=3", ""])
 def test_an_item_that_is_no_key_and_value_is_named(item: str):
-    with pytest.raises(ConfigError, match="--optimizer_args: .* is not of the form key=value"):
+    with pytest.raises(ConfigError, match=r"--optimizer_args: .* is not of the form key=value"):
         parse_key_values([item], where="--optimizer_args")
 
 

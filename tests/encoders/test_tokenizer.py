@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from musubi_core.encoders.hub import fetch_file
+from musubi_core.encoders.tiny_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from musubi_core.encoders.tokenizer import find_tokenizer, open_tokenizer, token_ids
 from musubi_core.errors import BadFileError, ConfigError
-from musubi_core.models.hunyuan_video.tiny_tokenizers import write_clip_tokenizer, write_llama_tokenizer
+from musubi_core.models.hunyuan_video.tiny_tokenizers import write_llama_tokenizer
 
 CAPTIONS = ["a photo of a cat", "", "naïve café 東京 🚀 <|eot_id|>", "a dog " * 60]
 HUB = "nobody/nothing"
@@ -29,7 +30,7 @@ def llama_folder(tmp_path) -> tuple[Path, int]:
     return tmp_path / "llama", write_llama_tokenizer(tmp_path / "llama")
 
 
-@pytest.mark.parametrize("write", [write_llama_tokenizer, write_clip_tokenizer])
+@pytest.mark.parametrize("write", [write_llama_tokenizer, write_clip_tokenizer, write_t5_tokenizer])
 def test_ids_and_masks_equal_those_of_transformers(tmp_path, write):
     from transformers import AutoTokenizer
 

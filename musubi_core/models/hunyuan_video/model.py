@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from musubi_core.device.attention import attend
 from musubi_core.errors import ConfigError
+from musubi_core.models.functional import Attend
 from musubi_core.models.hunyuan_video.config import HunyuanVideoConfig
 from musubi_core.models.hunyuan_video.layers import (
-    Attend,
     FinalLayer,
     MMDoubleStreamBlock,
     MMSingleStreamBlock,

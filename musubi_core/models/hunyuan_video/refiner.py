@@ -10,14 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from musubi_core.models.hunyuan_video.layers import (
-    EPSILON,
-    MLP,
-    Attend,
-    TextProjection,
-    TimeEmbedder,
-    split_heads,
-)
+from musubi_core.models.functional import EPSILON, Attend, split_heads
+from musubi_core.models.hunyuan_video.layers import MLP, TextProjection, TimeEmbedder
 
 
 class RefinerBlock(nn.Module):

@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from musubi_core.encoders.random_weights import random_weights
+from musubi_core.encoders.tiny_clip import HIDDEN as CLIP_HIDDEN
+from musubi_core.encoders.tiny_clip import write_tiny_clip
 from musubi_core.files.replace import write_json
 from musubi_core.files.tensors import write_tensors
 from musubi_core.models.hunyuan_video.config import HunyuanVideoConfig
 from musubi_core.models.hunyuan_video.model import HunyuanVideo
-from musubi_core.models.hunyuan_video.tiny_tokenizers import write_clip_tokenizer, write_llama_tokenizer
+from musubi_core.models.hunyuan_video.tiny_tokenizers import write_llama_tokenizer
 from musubi_core.models.hunyuan_video.tiny_vae import tiny_vae
 from musubi_core.models.spec import TinyFiles
 
 LLAMA_HIDDEN, LLAMA_MLP, LLAMA_LAYERS = 128, 256, 4  # one head of 128, as LLaMA-3's are
-CLIP_HIDDEN, CLIP_MLP, CLIP_LAYERS, CLIP_TOKENS = 64, 128, 2, 77  # one head of 64, as CLIP-L's are
 CONFIG = HunyuanVideoConfig(
     hidden=128,
     heads=1,
@@ -42,7 +44,7 @@ def write_tiny(folder: Path, seed: int) -> TinyFiles:
     _write(dit, tiny_network(generator), torch.bfloat16)
     _write(vae, tiny_vae(generator), torch.float16)
     _write_llama(llama, generator)
-    _write_clip(clip, generator)
+    write_tiny_clip(clip, generator)
     return TinyFiles(dit=dit, vae=vae, options={"text_encoder1": llama, "text_encoder2": clip})
 
 
@@ -50,7 +52,7 @@ def tiny_network(generator: torch.Generator) -> dict[str, Tensor]:
     """Weights of the network in original naming. No gate is zero, so every layer takes part."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in HunyuanVideo(CONFIG).state_dict().items()}
-    return _random(shapes, generator)
+    return random_weights(shapes, generator)
 
 
 def tiny_llama(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -64,44 +66,7 @@ def tiny_llama(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
         shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, mlp)
         shapes |= {f"{layer}.{part}_layernorm.weight": (hidden,) for part in ("input", "post_attention")}
     shapes["model.norm.weight"] = (hidden,)
-    return _random(shapes, generator)
-
-
-def tiny_clip(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights named as in CLIP-L's text model, for a vocabulary of `rows` tokens."""
-    hidden, mlp = CLIP_HIDDEN, CLIP_MLP
-    shapes: dict[str, tuple[int, ...]] = {
-        "text_model.embeddings.token_embedding.weight": (rows, hidden),
-        "text_model.embeddings.position_embedding.weight": (CLIP_TOKENS, hidden),
-    }
-
-    def pair(name: str, *shape: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
-
-    for number in range(CLIP_LAYERS):
-        layer = f"text_model.encoder.layers.{number}"
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            pair(f"{layer}.self_attn.{part}", hidden, hidden)
-        pair(f"{layer}.mlp.fc1", mlp, hidden)
-        pair(f"{layer}.mlp.fc2", hidden, mlp)
-        pair(f"{layer}.layer_norm1", hidden)
-        pair(f"{layer}.layer_norm2", hidden)
-    pair("text_model.final_layer_norm", hidden)
-    return _random(shapes, generator)
-
-
-def _random(shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> dict[str, Tensor]:
-    """Norm weights near one, biases near zero, embeddings and linear maps that keep numbers of order one."""
-    return {name: _draw(name, shape, generator) for name, shape in shapes.items()}
-
-
-def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    noise = torch.randn(shape, generator=generator)
-    if len(shape) == 1:
-        return 1 + 0.1 * noise if "norm" in name and name.endswith("weight") else 0.05 * noise
-    if "embed_tokens" in name or "_embedding." in name:
-        return 0.5 * noise
-    return noise / noise[0].numel() ** 0.5
+    return random_weights(shapes, generator)
 
 
 def _write_llama(folder: Path, generator: torch.Generator) -> None:
@@ -119,26 +84,6 @@ def _write_llama(folder: Path, generator: torch.Generator) -> None:
         "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0,
         "max_position_embeddings": 8192,
-    }
-    write_json(folder / "config.json", config)
-
-
-def _write_clip(folder: Path, generator: torch.Generator) -> None:
-    rows = write_clip_tokenizer(folder)
-    _write(folder / "model.safetensors", tiny_clip(rows, generator), torch.float16)
-    config = {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": rows,
-        "hidden_size": CLIP_HIDDEN,
-        "intermediate_size": CLIP_MLP,
-        "num_hidden_layers": CLIP_LAYERS,
-        "num_attention_heads": 1,
-        "max_position_embeddings": CLIP_TOKENS,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-        "bos_token_id": rows - 2,
-        "eos_token_id": rows - 1,
     }
     write_json(folder / "config.json", config)
 

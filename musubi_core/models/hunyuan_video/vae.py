@@ -19,13 +19,13 @@ from musubi_core.encoders.pixels import to_bytes, to_signed
 from musubi_core.encoders.posterior import draw
 from musubi_core.encoders.precision import dtype_name, math_dtype
 from musubi_core.encoders.time_chunks import chunk_convolutions
+from musubi_core.encoders.vae_keys import BLOCKS, sources
 from musubi_core.errors import BadFileError, ConfigError, MusubiError
 from musubi_core.files.checkpoint import Checkpoint, open_checkpoint
 from musubi_core.files.digest import weights_identity
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.models.hunyuan_video.inputs import LATENT_SCALE
 from musubi_core.models.hunyuan_video.options import LatentOptions
-from musubi_core.models.hunyuan_video.vae_keys import BLOCKS, sources
 from musubi_core.models.spec import EncoderRequest, LatentEncoding, Pixels
 
 if TYPE_CHECKING:
@@ -141,14 +141,13 @@ def _layout(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, str]]:
 
     Raises BadFileError if the file is something else.
     """
-    found = sources(checkpoint.header)
-    if found is None:
+    names = sources(checkpoint.header)
+    if names is None:
         first = ", ".join(list(checkpoint.header)[:3]) or "none"
         raise BadFileError(
             f"{checkpoint.path} is not the HunyuanVideo VAE: none of its {len(checkpoint.header)} tensors is "
             f"an encoder block of it (first: {first}). Expected {WANTED}."
         )
-    _, names = found
     return _sizes({own: checkpoint.header[name] for own, name in names.items()}, checkpoint.path), names
 
 

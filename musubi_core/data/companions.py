@@ -8,6 +8,7 @@ from pathlib import Path
 
 from musubi_core.data.picture_file import is_picture
 from musubi_core.data.video_file import is_video
+from musubi_core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +51,18 @@ def _owner(name: str, stems: set[str]) -> str | None:
     return name
 
 
+def entries_of(folder: Path) -> list[Path]:
+    """Everything directly in a folder, sorted. Raises ConfigError when it cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be listed: {error.strerror}. Check its permissions.") from None
+
+
 def control_videos(media: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """The control of each video that has one: the same file name, a folder named by the stem, or the stem
     with any video extension; in this order."""
-    entries = sorted(folder.iterdir())
+    entries = entries_of(folder)
     names = {entry.name: entry for entry in entries if entry.is_file()}
     folders = {entry.name: entry for entry in entries if entry.is_dir()}
     stems = {entry.stem: entry for entry in reversed(entries) if is_video(entry) and entry.is_file()}
@@ -63,4 +72,4 @@ def control_videos(media: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures directly in a folder, sorted."""
-    return sorted(file for file in folder.iterdir() if is_picture(file) and file.is_file())
+    return [file for file in entries_of(folder) if is_picture(file) and file.is_file()]

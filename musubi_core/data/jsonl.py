@@ -110,6 +110,10 @@ def _text(where: str, members: Mapping[str, Any], name: str, *, empty: bool = Fa
         raise ConfigError(f"{where}: {name} is {json.dumps(value)}; expected a text in quotes.")
     if not value and not empty:
         raise ConfigError(f"{where}: {name} is empty; expected a path.")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in value):
+        raise ConfigError(
+            f"{where}: {name} has half of a surrogate pair (\\ud800 to \\udfff). Write it as UTF-8."
+        )
     return value
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from musubi_core.data.captions import caption_path, read_caption
-from musubi_core.data.companions import Companions, control_videos, numbered, pictures_in
+from musubi_core.data.companions import Companions, control_videos, entries_of, numbered, pictures_in
 from musubi_core.data.dataset_config import DatasetConfig
 from musubi_core.data.items import Skipped
 from musubi_core.data.picture_file import FOREIGN_PICTURES, is_picture
@@ -42,7 +42,7 @@ class Listing:
 def list_folder(dataset: DatasetConfig, *, with_controls: bool) -> Listing:
     """The media of a folder, sorted by path; sub-folders are not searched."""
     folder = dataset.source
-    entries = sorted(folder.iterdir())
+    entries = entries_of(folder)
     media = [file for file in entries if _is_media(file, dataset) and file.is_file()]
     skipped = [skip for file in entries if (skip := _foreign(file, dataset))]
     notes = _folder_notes(dataset, entries)
@@ -90,12 +90,17 @@ def _folder_notes(dataset: DatasetConfig, entries: Sequence[Path]) -> list[str]:
     used = {path.resolve() for path in (dataset.control_directory, dataset.cache_directory) if path}
     used.add(dataset.preview_folder.resolve())
     inner = [entry for entry in entries if entry.is_dir() and entry.resolve() not in used]
-    full = [
-        entry.name for entry in inner if any(is_picture(file) or is_video(file) for file in entry.iterdir())
-    ]
+    full = [entry.name for entry in inner if _has_media(entry)]
     if not full:
         return []
     return [f"{len(full)} sub-folders with pictures or videos were not searched (first: {full[0]})."]
+
+
+def _has_media(folder: Path) -> bool:
+    try:
+        return any(is_picture(file) or is_video(file) for file in folder.iterdir())
+    except OSError:  # a folder that nobody asked for and that cannot be listed is not worth a line
+        return False
 
 
 def _layers(media: Sequence[Path], dataset: DatasetConfig) -> Companions:

@@ -126,6 +126,9 @@ def _examine(
     except BadFileError as error:
         reason = str(error).removeprefix(str(path)).strip()  # the path is told beside the reason
         return _Examined(key=candidate.key, skipped=Skipped(path=path, reason=reason))
+    except OSError as error:  # no permission, a name too long, a lost network drive
+        reason = f"cannot be read: {error.strerror}."
+        return _Examined(key=candidate.key, skipped=Skipped(path=path, reason=reason))
 
 
 def _examine_picture(candidate: Candidate, dataset: DatasetConfig, shape: LatentShape) -> _Examined:

@@ -6,6 +6,7 @@ import tracemalloc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,9 @@ def test_each_needed_frame_is_resized_once_and_no_other(video: Path, monkeypatch
     )
     list(read_clips(request(video, [(2, 5), (3, 5), (20, 1)])))
     assert len(seen) == 7  # 2..7 and 20
+    seen.clear()
+    list(read_clips(request(video, [(0, 9)], rate=FrameRate(12, 24))))
+    assert len(seen) == 5  # 0..4, shown twice each
 
 
 def test_decoding_stops_after_the_last_needed_frame(video: Path, monkeypatch: pytest.MonkeyPatch):
@@ -135,7 +139,7 @@ def test_a_short_control_repeats_its_last_frame(video: Path):
     assert near(greys(found[40, 2]), [29, 29])
 
 
-def test_a_damaged_frame_is_refused_not_shown_grey(tmp_path: Path):
+def test_a_file_of_noise_is_refused_not_shown_grey(tmp_path: Path):
     random = np.random.default_rng(0)
     path = write_video(
         tmp_path / "a.mp4", 48, codec="libx264", grey=lambda index: int(random.integers(0, 256))
@@ -147,6 +151,12 @@ def test_a_damaged_frame_is_refused_not_shown_grey(tmp_path: Path):
     path.write_bytes(data)
     with pytest.raises(BadFileError, match=r"a.mp4"):
         list(read_clips(request(path, [(0, 45)], promised=48)))
+
+
+def test_a_frame_that_the_decoder_had_to_patch_up_is_refused(video: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "decode", lambda path: (SimpleNamespace(is_corrupt=True) for _ in range(30)))
+    with pytest.raises(BadFileError, match=r"a\.mkv: frame 3 is damaged"):
+        list(read_clips(request(video, [(3, 5)])))
 
 
 def test_pictures_in_a_folder_are_frames(tmp_path: Path):

@@ -52,6 +52,7 @@ def test_pictures_and_captions_come_from_the_lines(tmp_path: Path):
         ),
         ({"image_path": 3, "caption": "x"}, "line 2: image_path is 3; expected a text"),
         ({"image_path": "", "caption": "x"}, "line 2: image_path is empty"),
+        ('{"image_path": "a.png", "caption": "\\ud800"}', "line 2: caption has half of a surrogate pair"),
         ({"image_path": "a.png", "caption": ["x"]}, "line 2: caption is"),
         (
             {"image_path": "a.png", "caption": "x", "control_path": "a", "control_path_0": "b"},
@@ -121,9 +122,9 @@ def test_targets_are_read_until_the_first_missing_number(tmp_path: Path):
 
 def test_equal_names_from_different_folders_get_stems_of_their_own(tmp_path: Path):
     paths = [str(write_picture(tmp_path / folder / "a.png", caption=None)) for folder in ("x", "y")]
-    lines = [{"image_path": path, "caption": "c"} for path in (*paths, paths[0])]
+    lines = [{"image_path": path, "caption": "c"} for path in (*paths, paths[1], paths[1])]
     stems = [item.stem for item in scan(listed(tmp_path, *lines), SHAPE).items]
-    assert stems[0] == "a" and len(set(stems)) == 3 and all(stem.startswith("a-") for stem in stems[1:])
+    assert stems[0] == "a" and len(set(stems)) == 4 and all(stem.startswith("a-") for stem in stems[1:])
     turned = [item.stem for item in scan(listed(tmp_path, *lines), SHAPE).items]
     assert turned == stems
 

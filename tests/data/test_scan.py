@@ -171,7 +171,7 @@ def test_layers_belong_to_the_picture_with_the_caption(tmp_path: Path):
         "a": ["a_2", "a_10"],
         "b": ["b_0"],
     }
-    assert "has no layers" in reasons(found)["lonely.png"]
+    assert list(reasons(found)) == ["lonely.png"] and "has no layers" in reasons(found)["lonely.png"]
     assert any("different numbers of layers (1 with 1, 1 with 2)" in note for note in found.notes)
 
 
@@ -215,6 +215,28 @@ def test_two_scans_give_the_same_samples_in_the_same_order(tmp_path: Path):
 def test_reports_need_no_torch(tmp_path: Path):
     code = "import musubi_core.data.scan, musubi_core.data.report, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_that_the_system_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import musubi_core.data.scan as module
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write_picture(tmp_path / "a.png")
+    monkeypatch.setattr(module, "picture_size", refuse)
+    assert reasons(scan(dataset(tmp_path), SHAPE)) == {"a.png": "cannot be read: Permission denied."}
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = dataset(tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ConfigError, match="cannot be listed: Permission denied"):
+        scan(config, SHAPE)
 
 
 def test_skipped_files_have_a_group_for_counting():

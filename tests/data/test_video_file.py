@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from made_media import grey_of, write_picture, write_video
 
+import musubi_core.data.video_file as module
 from musubi_core.data.video_file import decode, frame_pixels, video_header
 from musubi_core.errors import BadFileError
 
@@ -46,7 +48,7 @@ def test_a_file_without_an_index_is_counted_by_its_packets(tmp_path: Path, monke
     assert video_header(path).frames == 20
 
 
-def test_counting_reads_no_media_data_of_an_indexed_file(tmp_path: Path):
+def test_counting_reads_no_media_data_of_an_indexed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The media data of an MP4 may be anything: planning looks at its index alone."""
     import av
 
@@ -57,7 +59,20 @@ def test_counting_reads_no_media_data_of_an_indexed_file(tmp_path: Path):
     for entry in entries[24:]:  # the beginning stays: its first frame tells the display rotation
         data[entry.pos : entry.pos + entry.size] = bytes(entry.size)
     path.write_bytes(data)
+    monkeypatch.setattr(module, "_shows_a_frame", None)  # what counting packets would call
     assert video_header(path).frames == 48
+
+
+@pytest.mark.parametrize(("codec", "shown"), [("vp8", [True, False]), ("vp9", [True, True])])
+def test_reference_frames_that_vp8_never_shows_are_not_counted(codec: str, shown: list[bool]):
+    class Packet(bytearray):
+        is_discard = False
+        size = property(bytearray.__len__)
+
+    stream = SimpleNamespace(codec_context=SimpleNamespace(name=codec))
+    packets = [Packet([0b0001_0000, 1]), Packet([0b0000_0000, 1])]  # RFC 6386, 9.1: the show_frame bit
+    assert [module._shows_a_frame(packet, stream) for packet in packets] == shown
+    assert not module._shows_a_frame(Packet(), stream)
 
 
 @pytest.mark.parametrize(("turn", "size"), [(90, (48, 64)), (-90, (48, 64)), (180, (64, 48)), (0, (64, 48))])

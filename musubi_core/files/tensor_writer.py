@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from musubi_core.files.dtypes import CODES, RANKS
 from musubi_core.files.replace import check_space, replace_file
+from musubi_core.files.tensor_info import TensorInfo
 
 MODEL_HASH = "sshs_model_hash"
 LEGACY_HASH = "sshs_legacy_hash"
@@ -22,10 +24,10 @@ _LEGACY_START, _LEGACY_END = 0x100000, 0x110000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """One tensor to be written. The tensor may be anywhere and of any layout until its turn comes."""
+    """One tensor to be written."""
 
     name: str
-    tensor: Tensor
+    shape: tuple[int, ...]
     code: str
     rank: int
     size: int
@@ -44,7 +46,24 @@ def write_tensors(
     LoRA tools recognise a file; they cover the tensors and, through its length, the `ss_*` metadata.
     Tensors that share memory are written each by itself. Raises BadFileError when it cannot be written.
     """
-    entries = sorted((_entry(*item) for item in tensors.items()), key=lambda entry: (-entry.rank, entry.name))
+    infos = {name: _info(name, tensor) for name, tensor in tensors.items()}
+    write_made(path, infos, tensors.__getitem__, metadata, sshs_hashes=sshs_hashes)
+
+
+def write_made(
+    path: Path,
+    infos: Mapping[str, TensorInfo],
+    make: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    sshs_hashes: bool = False,
+) -> None:
+    """As `write_tensors`, for tensors that are made only when their turn comes.
+
+    infos: what every tensor will be. make(name) is called once each, in the order of the file, and must
+    give that shape and dtype; ValueError otherwise, and nothing is written. One tensor is in memory at a time.
+    """
+    entries = sorted((_entry(*item) for item in infos.items()), key=lambda entry: (-entry.rank, entry.name))
     words = None if metadata is None else {key: _plain_text(key, value) for key, value in metadata.items()}
     hashes = _Hashes(_header(entries, _ss_only(words or {}))) if sshs_hashes else None
     if hashes:
@@ -54,14 +73,18 @@ def write_tensors(
     with replace_file(path) as file:
         file.write(header)
         for entry in entries:
-            _write_one(file, hashes, entry.tensor)
+            _write_one(file, hashes, entry, make)
         if hashes:  # they have a fixed length, so the header keeps its size
             file.seek(0)
             file.write(_header(entries, {**(words or {}), **hashes.values()}))
 
 
-def _write_one(file: BinaryIO, hashes: _Hashes | None, tensor: Tensor) -> None:
+def _write_one(file: BinaryIO, hashes: _Hashes | None, entry: _Entry, make: Callable[[str], Tensor]) -> None:
     """Its own function, so that a copy of one tensor is gone before the next is made."""
+    tensor = make(entry.name)
+    if tuple(tensor.shape) != entry.shape or CODES[_dtype_name(tensor)] != entry.code:
+        found = f"{_dtype_name(tensor)} {list(tensor.shape)}"
+        raise ValueError(f"{entry.name} was announced as {entry.code} {list(entry.shape)}, but is {found}.")
     data = _bytes_of(tensor)
     file.write(data)
     if hashes:
@@ -97,16 +120,25 @@ class _Hashes:
         return {MODEL_HASH: self._model.hexdigest(), LEGACY_HASH: self._legacy.hexdigest()[:8]}
 
 
-def _entry(name: str, tensor: Tensor) -> _Entry:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+def _info(name: str, tensor: Tensor) -> TensorInfo:
+    """What the header says of a tensor, which may be anywhere and of any layout until its turn comes."""
+    dtype = _dtype_name(tensor)
     if dtype not in CODES or tensor.layout != torch.strided or tensor.is_meta:
         raise TypeError(
             f"{name}: a {dtype} tensor ({tensor.layout}, {tensor.device}) has no safetensors form."
         )
+    return TensorInfo(shape=tuple(tensor.shape), dtype=dtype)
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _entry(name: str, info: TensorInfo) -> _Entry:
     if name == "__metadata__":
         raise ValueError("__metadata__ is not a name for a tensor.")
-    size = tensor.numel() * tensor.element_size()
-    return _Entry(name=name, tensor=tensor, code=CODES[dtype], rank=RANKS[dtype], size=size)
+    size = math.prod(info.shape) * getattr(torch, info.dtype).itemsize
+    return _Entry(name=name, shape=info.shape, code=CODES[info.dtype], rank=RANKS[info.dtype], size=size)
 
 
 def _header(entries: list[_Entry], metadata: Mapping[str, str] | None) -> bytes:
@@ -117,7 +149,7 @@ def _header(entries: list[_Entry], metadata: Mapping[str, str] | None) -> bytes:
         end = start + entry.size
         table[entry.name] = {
             "dtype": entry.code,
-            "shape": list(entry.tensor.shape),
+            "shape": list(entry.shape),
             "data_offsets": [start, end],
         }
         start = end

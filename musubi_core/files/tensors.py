@@ -19,7 +19,7 @@ from musubi_core.files.header import (
     read_header,
 )
 from musubi_core.files.os_errors import missing_tensor, read_error
-from musubi_core.files.tensor_writer import write_tensors
+from musubi_core.files.tensor_writer import write_made, write_tensors
 
 __all__ = [
     "Defect",
@@ -29,6 +29,7 @@ __all__ = [
     "TensorHeader",
     "read_header",
     "read_tensors",
+    "write_made",
     "write_tensors",
 ]
 

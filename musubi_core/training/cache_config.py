@@ -76,7 +76,10 @@ class CacheTextConfig:
         1, ge=1, help="Captions encoded together, whatever the batch_size of the dataset is. 16 suits 24 GB."
     )
     num_workers: int | None = option(
-        None, ge=1, help="Threads that read captions and media headers. Default: CPU cores - 1."
+        None,
+        ge=1,
+        advanced=True,
+        help="Accepted for musubi-tuner's command lines and without effect: captions need no threads.",
     )
     skip_existing: bool = option(False, help=_SKIP)
     keep_cache: bool = option(False, help=_KEEP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
@@ -15,7 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from musubi_core.data import cache_writes, media_hashes
+from musubi_core.data.ahead import ReadAhead
+from musubi_core.data.cache_writes import WriteBehind
 from musubi_core.data.dataset import read_datasets
+from musubi_core.data.pixels import LoadedSample
 from musubi_core.data.training_set import open_training_set
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Progress, Warned
@@ -456,6 +460,12 @@ def test_threads_are_gone_after_each_job(stage):
         stage.latents(num_workers=4, batch_size=2)
         stage.text()
     assert threading.active_count() == before
+
+
+def test_decoded_media_and_encoders_are_let_go(stage, encoders):
+    stage.latents(num_workers=2, batch_size=2)
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, (LoadedSample, ReadAhead, WriteBehind))]
 
 
 def test_debug_mode_shows_and_caches_nothing(stage, encoders):

@@ -64,9 +64,8 @@ def test_files_have_the_names_keys_shapes_and_dtypes_of_the_reference(stage, tin
     for path in stage.media.glob("p*"):
         path.unlink()
     del stage.keys["image_directory"]
-    stage.keys |= {"video_directory": str(stage.media), "target_frames": [1, 9], "frame_extraction": "chunk"}
-    stage.keys["frame_extraction"] = "uniform"
-    stage.keys["frame_sample"] = 2
+    stage.keys |= {"video_directory": str(stage.media), "target_frames": [1, 9]}
+    stage.keys |= {"frame_extraction": "uniform", "frame_sample": 2}
     report = stage.latents(vae=tiny.vae)
     stage.text(arch_options=TextOptions(**tiny.options))
     assert report.written == 4 and report.failed == ()

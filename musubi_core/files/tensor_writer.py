@@ -61,7 +61,7 @@ def write_made(
     """As `write_tensors`, for tensors that are made only when their turn comes.
 
     infos: what every tensor will be. make(name) is called once each, in the order of the file, and must
-    give that shape and dtype; ValueError otherwise, and nothing is written. One tensor is in memory at a time.
+    give that shape and dtype; ValueError otherwise, and nothing is written. It holds one tensor at a time.
     """
     entries = sorted((_entry(*item) for item in infos.items()), key=lambda entry: (-entry.rank, entry.name))
     words = None if metadata is None else {key: _plain_text(key, value) for key, value in metadata.items()}

@@ -141,6 +141,7 @@ def _measure(dataset: Path, vae: Path, options: argparse.Namespace) -> dict[str,
     groups = _decoded(dataset)
     config = CacheLatentsConfig(
         dataset_config=dataset,
+        architecture=spec.name,
         vae=vae,
         vae_dtype="float32",
         device=str(device),

@@ -80,10 +80,11 @@ class Encoders:
 
 
 class Stage:
-    """A folder with media, a dataset file and a cache folder."""
+    """A folder with media, a dataset file and a cache folder. encoders: None for HunyuanVideo's own."""
 
     def __init__(self, root: Path, encoders: Encoders | None) -> None:
         self.root = root
+        self.architecture = SPEC.name if encoders is None else None
         self.encoders = encoders
         self.media, self.cache = root / "media", root / "cache"
         self.media.mkdir()
@@ -107,13 +108,14 @@ class Stage:
 
     def latents(self, *, should_stop=lambda: False, **options) -> CacheReport:
         self.events.clear()
-        options = {"vae": Path("vae"), "device": "cpu", **options}
+        options = {"vae": Path("vae"), "device": "cpu", "architecture": self.architecture, **options}
         config = CacheLatentsConfig(dataset_config=self.toml, **options)
         return cache_jobs.cache_latents(config, self.events.append, should_stop)
 
     def text(self, *, should_stop=lambda: False, **options) -> CacheReport:
         self.events.clear()
-        config = CacheTextConfig(dataset_config=self.toml, device="cpu", **options)
+        options = {"device": "cpu", "architecture": self.architecture, **options}
+        config = CacheTextConfig(dataset_config=self.toml, **options)
         return cache_jobs.cache_text(config, self.events.append, should_stop)
 
     def files(self) -> dict[str, bytes]:

@@ -127,6 +127,7 @@ def test_a_killed_job_is_continued_by_the_next_run(stage, tiny):
     for path in stage.cache.iterdir():
         path.unlink()
     command = ["cache-latents", "--dataset_config", stage.toml, "--vae", tiny.vae, "--device", "cpu"]
+    command += ["--architecture", SPEC.name]
     with subprocess.Popen(
         [sys.executable, "-m", "musubi_core", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

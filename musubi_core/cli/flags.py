@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from musubi_core.config import OptionInfo, options_of
@@ -12,10 +12,14 @@ from musubi_core.config import OptionInfo, options_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
-    """One option as a job shows it. architectures: the ones that know it, empty for all."""
+    """One option as a job shows it.
+
+    architectures: the ones that know it, empty for all. own: what each of them says of it, by its name.
+    """
 
     info: OptionInfo
     architectures: tuple[str, ...] = ()
+    own: Mapping[str, OptionInfo] = field(default_factory=dict)
 
     @property
     def group(self) -> str:
@@ -37,7 +41,7 @@ def gather(common: tuple[type, ...], of_architecture: Mapping[str, type]) -> dic
             _add(flags, Flag(info=info, architectures=info.arch))
     for architecture, cls in of_architecture.items():
         for info in options_of(cls):
-            _add(flags, Flag(info=info, architectures=(architecture,)))
+            _add(flags, Flag(info=info, architectures=(architecture,), own={architecture: info}))
     return flags
 
 
@@ -51,7 +55,25 @@ def _add(flags: dict[str, Flag], new: Flag) -> None:
         raise TypeError(f"option {name} is declared twice, as {_shape(old.info)} and as {_shape(new.info)}")
     if old.architectures:
         known_to = (*old.architectures, *new.architectures) if new.architectures else ()
-        flags[name] = dataclasses.replace(old, architectures=known_to)
+        own = {**old.own, **new.own}
+        flags[name] = Flag(info=_together(own), architectures=known_to, own=own)
+
+
+def _together(own: Mapping[str, OptionInfo]) -> OptionInfo:
+    """One declaration for help and docs; where architectures differ, each has its say.
+
+    Values are checked against the architecture's own declaration, never against this one.
+    """
+    first, *others = own.values()
+    one_default = all(info.default == first.default for info in others)
+    said: dict[str, list[str]] = {}
+    for architecture, info in own.items():
+        text = info.help if one_default else f"{info.help} Default: {info.default}."
+        said.setdefault(text, []).append(architecture)
+    if len(said) == 1:
+        return first
+    text = " ".join(f"{', '.join(names)}: {text}" for text, names in said.items())
+    return dataclasses.replace(first, help=text, default=first.default if one_default else None)
 
 
 def _shape(info: OptionInfo) -> tuple[str, bool, bool]:

@@ -40,7 +40,7 @@ LATER_OPTIONS: dict[str, tuple[LaterOption, ...]] = {
         switches="vae_cache_cpu i2v one_frame f1 one_frame_no_2x one_frame_no_4x",
         values="clip image_encoder model_version",
     ),
-    "cache-text": _options(switches="fp8_t5 fp8_vl", values="t5 text_encoder model_version"),
+    "cache-text": _options(switches="fp8_vl", values="t5 text_encoder model_version"),
     "train": _options(
         switches="""fp8_base fp8_scaled use_pinned_memory_for_block_swap block_swap_h2d_only
             img_in_txt_in_offloading disable_numpy_memmap gradient_checkpointing_cpu_offload sample_at_first

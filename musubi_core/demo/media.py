@@ -1,14 +1,16 @@
-"""Real photographs, a short real clip, captions and the dataset file of the demo."""
+"""Real photographs, short real clips, edits, captions and the dataset file of the demo."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from musubi_core.config import LatentShape
 from musubi_core.errors import MissingLibraryError
 from musubi_core.files.replace import replace_file, write_text
 
@@ -23,32 +25,41 @@ CLIPS = {
     "cat_pan": ("chelsea", "The camera glides slowly from left to right over a ginger tabby cat."),
     "coffee_pan": ("coffee", "The camera glides slowly from left to right over a cup of coffee."),
 }
+EDIT = "Add colour. {}"
 FPS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoMedia:
-    """What was written: the dataset file and a caption to sample with."""
+    """What was written: the dataset file, and the caption of each photograph by its name."""
 
     dataset: Path
-    prompts: tuple[str, ...]
+    captions: Mapping[str, str]
+    edits: bool  # whether the photographs are the results of edits
 
 
-def write_media(folder: Path, *, video: bool) -> DemoMedia:
-    """Photographs and, with `video`, clips below `folder`, each with its caption, and dataset.toml.
+def write_media(folder: Path, shape: LatentShape) -> DemoMedia:
+    """Photographs below `folder`, each with its caption, and dataset.toml: what `shape` can be trained on.
 
-    Raises MissingLibraryError when the package that carries the photographs is not installed.
+    Clips too where the architecture knows them. Where it learns edits, each photograph has a grey copy as
+    the picture before the edit, and the caption is the instruction. Raises MissingLibraryError when the
+    package that carries the photographs is not installed.
     """
-    for name, caption in PHOTOGRAPHS.items():
-        _write_picture(folder / "photographs" / f"{name}.jpg", _fitted(photograph(name), 512))
+    video, edits = bool(shape.temporal), shape.min_controls > 0
+    captions = {name: EDIT.format(caption) if edits else caption for name, caption in PHOTOGRAPHS.items()}
+    for name, caption in captions.items():
+        picture = _fitted(photograph(name), 512)
+        _write_picture(folder / "photographs" / f"{name}.jpg", picture)
         write_text(folder / "photographs" / f"{name}.txt", caption + "\n")
+        for number in range(shape.min_controls):
+            _write_picture(folder / "controls" / f"{name}_{number}.jpg", grey(picture))
     if video:
         for name, (source, caption) in CLIPS.items():
             write_clip(folder / "clips" / f"{name}.mp4", pan(_fitted(photograph(source), 256), frames=25))
             write_text(folder / "clips" / f"{name}.txt", caption + "\n")
     dataset = folder / "dataset.toml"
-    write_text(dataset, _dataset_text(folder.resolve(), video=video))
-    return DemoMedia(dataset=dataset, prompts=tuple(PHOTOGRAPHS.values())[:3])
+    write_text(dataset, _dataset_text(folder.resolve(), video=video, edits=edits))
+    return DemoMedia(dataset=dataset, captions=captions, edits=edits)
 
 
 def photograph(name: str) -> np.ndarray:
@@ -68,6 +79,11 @@ def pan(picture: np.ndarray, *, frames: int) -> np.ndarray:
     width = picture.shape[1] // 2
     starts = np.linspace(0, picture.shape[1] - width, frames).round().astype(int)
     return np.stack([picture[:, start : start + width] for start in starts])
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) without its colours, same shape: the mean of red, green and blue."""
+    return np.repeat(picture.mean(axis=2, keepdims=True).round().astype(np.uint8), 3, axis=2)
 
 
 def write_clip(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
@@ -99,7 +115,7 @@ def _write_picture(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(file, format="JPEG", quality=95)
 
 
-def _dataset_text(folder: Path, *, video: bool) -> str:
+def _dataset_text(folder: Path, *, video: bool, edits: bool) -> str:
     def toml_path(*parts: str) -> str:
         return json.dumps(folder.joinpath(*parts).as_posix(), ensure_ascii=False)
 
@@ -114,6 +130,8 @@ batch_size = 2
 image_directory = {toml_path("photographs")}
 cache_directory = {toml_path("cache", "photographs")}
 """
+    if edits:
+        text += f"control_directory = {toml_path('controls')}\n"
     if video:
         text += f"""
 [[datasets]]

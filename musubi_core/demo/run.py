@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musubi_core.config import build, options_of
-from musubi_core.data.items import text_name
+from musubi_core.data.dataset import read_datasets
+from musubi_core.data.training_set import open_training_set
 from musubi_core.demo.config import DemoConfig
 from musubi_core.demo.folder import fresh_folder
 from musubi_core.demo.killed_run import read_metrics, train_with_a_kill
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 NAME = "demo"
 SAMPLES = tuple(PHOTOGRAPHS)[:3]
 SAMPLE_STEPS = 12
-SAMPLE_SIZE = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def demo(config: DemoConfig, emit: Listener = ignore, should_stop: ShouldStop = 
     emit(Note(text=f"Everything goes to {folder}. The weights are tiny and random: the pictures show the "
                    "machinery, not the quality."))  # fmt: skip
     tiny = spec.write_tiny(folder / "models", config.seed)
-    media = write_media(folder / "media", video=bool(spec.latent.temporal))
+    media = write_media(folder / "media", spec.latent)
     cache(spec, media, tiny, emit, should_stop)
     if should_stop():
         return None
@@ -157,7 +157,7 @@ def loss_plot(metrics: Path, killed_at: int) -> Image:
 
 
 def sample_grid(spec: ArchSpec, media: DemoMedia, tiny: TinyFiles, lora: Path, seed: int) -> Image:
-    """Base model beside LoRA, same captions, same noise."""
+    """Base model beside LoRA, same captions and controls, same noise."""
     from musubi_core.demo.samples import base_beside_lora, open_sampler
     from musubi_core.pictures.grid import labelled_grid
 
@@ -168,13 +168,14 @@ def sample_grid(spec: ArchSpec, media: DemoMedia, tiny: TinyFiles, lora: Path, s
         lora=lora,
         latent_options=own_options(spec.latent_options, tiny),
         steps=SAMPLE_STEPS,
-        size=SAMPLE_SIZE,
     )
-    caches = [media.dataset.parent / "cache" / "photographs" / text_name(name, spec.latent.short)
-              for name in SAMPLES]  # fmt: skip
-    rows = base_beside_lora(sampler, caches, seed=seed)
+    cached = open_training_set(read_datasets(media.dataset), spec.latent, spec.required_tensors)
+    items = {item.stem: item for item in cached.items}
+    rows = base_beside_lora(sampler, [items[name] for name in SAMPLES], seed=seed)
     return labelled_grid(
-        rows, columns=["base model", "with the LoRA"], row_titles=[PHOTOGRAPHS[name] for name in SAMPLES]
+        rows,
+        columns=["base model", "with the LoRA"],
+        row_titles=[media.captions[name] for name in SAMPLES],
     )
 
 
@@ -190,7 +191,8 @@ def listing(
     folder: Path, media: DemoMedia, settings: Path, lora: Path, metrics: Path, plot: Path, grid: Path
 ) -> tuple[tuple[Path, str], ...]:
     """What is on disk now, and what each is for."""
-    photographs = media.dataset.parent / "photographs"
+    photographs, controls = (media.dataset.parent / name for name in ("photographs", "controls"))
+    before = ((controls, "the photographs before the edit that the captions ask for"),) if media.edits else ()
     return (
         (lora, "the LoRA: load it in ComfyUI or give it to --network_weights"),
         (grid, "base model beside LoRA, from the same noise"),
@@ -199,6 +201,7 @@ def listing(
         (settings, "all options of the run: musubi train --config_file train.toml"),
         (media.dataset, "the dataset file: which pictures and clips, at which size"),
         (photographs, "photographs, each with its caption in a .txt of the same name"),
+        *before,
         (media.dataset.parent / "cache", "latents and encoded captions, made once, reused by every run"),
         (folder / "models", "the tiny random network, VAE and text encoders, in the real file formats"),
         (lora.parent, "checkpoints and the run state from which --resume goes on exactly"),

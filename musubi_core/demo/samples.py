@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from musubi_core.data.cache_file import read_cache
+from musubi_core.data.batches import load_batch
+from musubi_core.data.order import BatchPlan, PlannedSample
+from musubi_core.data.training_set import CachedItem
 from musubi_core.models.spec import ArchSpec, EncoderRequest, LoadRequest
 from musubi_core.networks.building import build_network
 from musubi_core.networks.config import NetworkConfig
@@ -31,30 +33,31 @@ class Sampler:
     network: Network
     codec: Any
     steps: int
-    size: int  # pixels, both sides
 
-    def picture(self, text: dict[str, Tensor], seed: int, *, with_lora: bool) -> np.ndarray:
-        """(H, W, 3) uint8 for one encoded caption. Equal seeds start from equal noise."""
-        shape, spec = self.spec.latent, self.spec
-        batch = {name: tensor[None] for name, tensor in text.items()}
-        options = spec.train_options()
+    def picture(self, item: CachedItem, seed: int, *, with_lora: bool) -> np.ndarray:
+        """(H, W, 3) uint8 from the caption and the controls of a cached picture, in the size of that picture.
+
+        Equal seeds start from equal noise.
+        """
+        spec, options = self.spec, self.spec.train_options()
+        batch = load_batch(BatchPlan(dataset=0, samples=(alone(item),)))
+        latents = batch.pop("latents")  # what is to be drawn is not among the things to draw it from
+        assert isinstance(latents, Tensor)  # pictures of one size are stacked
         conditioning = spec.sample_conditioning(batch, spec.sampling.guidance, options)
-        frames, height, width = shape.size(self.size, self.size)
-        noise = torch.randn(
-            1, shape.channels, frames, height, width, generator=torch.Generator().manual_seed(seed)
-        )
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+        shift = spec.sampling.shift_at(*latents.shape[-2:])
         self.network.enabled = with_lora
 
         def velocity(x: Tensor, t: float) -> Tensor:
             return spec.predict(self.model, x, torch.full((len(x),), t), conditioning, options)
 
         with torch.no_grad():
-            latent = sample_euler(velocity, noise, euler_times(self.steps, spec.sampling.shift))
+            latent = sample_euler(velocity, noise, euler_times(self.steps, shift))
             return self.codec.decode(latent)[0, 0].cpu().numpy()
 
 
 def open_sampler(
-    spec: ArchSpec, *, dit: Path, vae: Path, lora: Path, latent_options: object, steps: int, size: int
+    spec: ArchSpec, *, dit: Path, vae: Path, lora: Path, latent_options: object, steps: int
 ) -> Sampler:
     """Load the network, the LoRA with the ranks of its own file, and the VAE, all in float32 on the CPU."""
     cpu = torch.device("cpu")
@@ -74,21 +77,22 @@ def open_sampler(
         network=network,
         codec=spec.latents(request).open(),
         steps=steps,
-        size=size,
     )
 
 
 def base_beside_lora(
-    sampler: Sampler, captions: Sequence[Path], *, seed: int
+    sampler: Sampler, items: Sequence[CachedItem], *, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each text cache file: the base model's picture and the LoRA's, from the same noise."""
-    rows = []
-    for index, path in enumerate(captions):
-        _, text = read_cache(path)
-        rows.append(
-            (
-                sampler.picture(text, seed + index, with_lora=False),
-                sampler.picture(text, seed + index, with_lora=True),
-            )
+    """For each cached picture: what the base model draws and what the LoRA does, from the same noise."""
+    return [
+        (
+            sampler.picture(item, seed + index, with_lora=False),
+            sampler.picture(item, seed + index, with_lora=True),
         )
-    return rows
+        for index, item in enumerate(items)
+    ]
+
+
+def alone(item: CachedItem) -> PlannedSample:
+    """A cached item as the only one of a batch."""
+    return PlannedSample(dataset=0, index=0, repeat=0, item=item)

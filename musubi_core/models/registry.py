@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SPECS = {
     "hunyuan_video": "musubi_core.models.hunyuan_video.spec",
+    "flux_kontext": "musubi_core.models.flux_kontext.spec",
 }
 
 

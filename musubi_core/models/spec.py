@@ -82,7 +82,7 @@ class LatentCodec(Protocol):
     def encode(self, pixels: Pixels) -> list[dict[str, Tensor]]: ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, F, H, W) as the network sees them -> (B, F', H', W', 3) uint8."""
+        """Latents as the network sees them, (B, C, F, H, W) or (B, C, H, W) -> (B, F', H', W', 3) uint8."""
         ...
 
 
@@ -116,12 +116,21 @@ class LoraNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingDefaults:
-    """Defaults of inference: Euler steps, time shift, embedded guidance, frame rate."""
+    """Defaults of inference: Euler steps, time shift, embedded guidance, frame rate (0: pictures only).
+
+    shift_for: the time shift for a latent of (height, width), where it depends on the size; `shift` is then
+    the one of the size that the architecture was made for.
+    """
 
     steps: int
     shift: float
     guidance: float
     fps: float
+    shift_for: Callable[[int, int], float] | None = None
+
+    def shift_at(self, height: int, width: int) -> float:
+        """The time shift for a latent of this size."""
+        return self.shift if self.shift_for is None else self.shift_for(height, width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +169,7 @@ class ArchSpec:
     """Everything the program may ask about an architecture. Shapes: see the types above.
 
     `t` is (B,) in 0..1, 1 is pure noise. `predict` returns the velocity, shaped like its noisy input.
+    `sample_conditioning` gets what a batch holds besides `latents`: encoded captions, control pictures, ...
     Patterns are regular expressions, matched in full against dotted module names.
     """
 
@@ -190,11 +200,12 @@ class ArchSpec:
     adapt_exclude: tuple[str, ...]  # always excluded unless the user's include patterns name them
     keep_precise: tuple[str, ...]  # substrings of names that are never quantised
     lora_names: LoraNames
-    network_modules: tuple[str, ...]  # names of musubi-tuner's network modules that mean LoRA here
+    # accepted as network_module, all meaning LoRA; the first is musubi-tuner's own and stands in the metadata
+    network_modules: tuple[str, ...]
 
     # sampling
     sampling: SamplingDefaults
-    sample_conditioning: Callable[[Batch, float, Any], Conditioning]  # (text batch, guidance, options)
+    sample_conditioning: Callable[[Batch, float, Any], Conditioning]  # (batch, guidance, options)
     experts: tuple[Expert, ...] = (Expert(),)
 
     # why `detect` turned a header down, for messages: "it holds a VAE. Expected ..."

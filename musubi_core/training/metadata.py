@@ -62,7 +62,7 @@ def _network(config: TrainConfig, spec: ArchSpec) -> dict[str, Any]:
     network = config.network
     values: dict[str, Any] = {
         "ss_base_model_version": spec.latent.architecture,
-        "ss_network_module": network.network_module,
+        "ss_network_module": spec.network_modules[0],
         "ss_network_dim": network.rank,
         "ss_network_alpha": network.network_alpha,
         "ss_network_dropout": network.network_dropout,

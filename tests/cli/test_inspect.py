@@ -11,6 +11,8 @@ from PIL import Image
 from musubi_core.cli.main import main
 from musubi_core.files.tensor_writer import write_tensors
 
+MODEL = ("--architecture", "hunyuan_video")  # buckets depend on it
+
 
 def a_picture(path: Path, size: tuple[int, int], caption: str | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,7 @@ def test_every_picture_is_used_or_has_its_reason(tmp_path: Path, capsys: pytest.
     a_picture(pictures / "silent.png", (256, 256), None)
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n then nothing")
     (pictures / "broken.txt").write_text("broken", encoding="utf-8")
-    assert main(["inspect", str(a_dataset(tmp_path))]) == 0
+    assert main(["inspect", *MODEL, str(a_dataset(tmp_path))]) == 0
     text = capsys.readouterr().out
     assert "2 of 4 files used" in text
     for name in ("wide one.png", "square.png", "silent.png", "broken.png"):
@@ -47,7 +49,7 @@ def test_every_picture_is_used_or_has_its_reason(tmp_path: Path, capsys: pytest.
 
 def test_an_empty_dataset_ends_with_2_after_the_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     a_picture(tmp_path / "ねこ pictures" / "silent.png", (256, 256), None)
-    assert main(["inspect", str(a_dataset(tmp_path))]) == 2
+    assert main(["inspect", *MODEL, str(a_dataset(tmp_path))]) == 2
     seen = capsys.readouterr()
     assert "silent.png" in seen.out
     assert "0 usable items of 1 files" in seen.err
@@ -55,7 +57,7 @@ def test_an_empty_dataset_ends_with_2_after_the_reasons(tmp_path: Path, capsys: 
 
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     a_picture(tmp_path / "ねこ pictures" / "a.png", (256, 256), "a")
-    assert main(["inspect", str(a_dataset(tmp_path, "num_repeat = 2\n"))]) == 2
+    assert main(["inspect", *MODEL, str(a_dataset(tmp_path, "num_repeat = 2\n"))]) == 2
     error = capsys.readouterr().err
     assert "num_repeat" in error
     assert "num_repeats" in error
@@ -94,5 +96,5 @@ def test_a_truncated_file_is_our_error(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_an_unknown_architecture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     a_picture(tmp_path / "ねこ pictures" / "a.png", (256, 256), "a")
-    assert main(["inspect", str(a_dataset(tmp_path)), "--architecture", "hunyuan_vide"]) == 2
+    assert main(["inspect", *MODEL, str(a_dataset(tmp_path)), "--architecture", "hunyuan_vide"]) == 2
     assert "Did you mean hunyuan_video" in capsys.readouterr().err

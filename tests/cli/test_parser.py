@@ -35,11 +35,15 @@ class Sample:
 class OneModel:
     guidance_scale: float = option(1.0, help="Guidance.")
     tiling: bool = option(False, help="Tiles.")
+    encoder: Path | None = option(None, help="LLaMA.")
+    encoder_dtype: str = option("float16", help="Precision.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherModel:
     tiling: bool = option(False, help="Tiles.")
+    encoder: Path | None = option(None, help="T5.")
+    encoder_dtype: str = option("bfloat16", help="Precision.")
 
 
 FLAGS = gather((Sample,), {"one": OneModel, "other": OtherModel})
@@ -177,3 +181,11 @@ def test_a_flag_knows_its_architectures():
     assert FLAGS["network_dim"].architectures == ()
     assert FLAGS["guidance_scale"].architectures == ("one",)
     assert FLAGS["tiling"].architectures == ("one", "other")
+
+
+def test_each_architecture_has_its_say_where_they_differ():
+    assert FLAGS["tiling"].info.help == "Tiles."
+    assert FLAGS["encoder"].info.help == "one: LLaMA. other: T5."
+    dtype = FLAGS["encoder_dtype"].info
+    assert dtype.help == "one: Precision. Default: float16. other: Precision. Default: bfloat16."
+    assert dtype.default is None, "one default for both would be wrong for one of them"

@@ -6,21 +6,24 @@ import sys
 import numpy as np
 import pytest
 
+from musubi_core.data.dataset import read_datasets
+from musubi_core.data.scan import scan
 from musubi_core.demo.config import DemoConfig
 from musubi_core.demo.folder import fresh_folder
-from musubi_core.demo.media import pan, photograph, write_clip, write_media
+from musubi_core.demo.media import CLIPS, PHOTOGRAPHS, grey, pan, photograph, write_clip, write_media
 from musubi_core.demo.run import demo
 from musubi_core.errors import ConfigError, MissingLibraryError
 from musubi_core.events import FileWritten, Metrics, Note
+from musubi_core.models.registry import SPECS, architecture
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One whole demo, with everything it told."""
+@pytest.fixture(scope="module", params=list(SPECS))
+def finished(request, tmp_path_factory):
+    """One whole demo of each architecture, with everything it told."""
     events = []
     folder = tmp_path_factory.mktemp("demo") / "run with spaces, ünïcode"
-    result = demo(DemoConfig(output_dir=folder, max_train_steps=24), events.append)
-    return folder, result, events
+    config = DemoConfig(output_dir=folder, architecture=request.param, max_train_steps=24)
+    return folder, demo(config, events.append), events
 
 
 def test_the_demo_ends_with_a_lora_that_loads_and_is_not_zero(finished):
@@ -94,8 +97,22 @@ def test_a_clip_is_the_photograph_in_motion(tmp_path):
     assert frames[0].mean() < 40 < 200 < frames[-1].mean()
 
 
-def test_the_dataset_file_of_the_demo_is_read_by_our_own_reader(tmp_path):
-    from musubi_core.data.dataset import read_datasets
+@pytest.mark.parametrize("name", SPECS)
+def test_the_dataset_file_of_the_demo_is_read_by_our_own_reader(tmp_path, name):
+    shape = architecture(name).latent
+    media = write_media(tmp_path / "it's a folder", shape)
+    datasets = read_datasets(media.dataset)
+    assert [dataset.is_video for dataset in datasets] == ([False, True] if shape.temporal else [False])
+    scans = [scan(dataset, shape) for dataset in datasets]
+    assert sum(len(one.items) for one in scans) == len(PHOTOGRAPHS) + (len(CLIPS) if shape.temporal else 0)
+    assert not [skipped for one in scans for skipped in one.skipped]
+    assert {len(item.controls) for item in scans[0].items} == {shape.min_controls}
+    assert [item.caption for item in scans[0].items] == [media.captions[item.stem] for item in scans[0].items]
 
-    media = write_media(tmp_path / "it's a folder", video=True)
-    assert len(read_datasets(media.dataset)) == 2
+
+def test_before_the_edit_a_photograph_is_grey():
+    picture = photograph("chelsea")
+    before = grey(picture)
+    assert before.shape == picture.shape and before.dtype == picture.dtype
+    assert (before == before[..., :1]).all()
+    assert np.abs(before[..., 0] - picture.mean(axis=2)).max() <= 0.5

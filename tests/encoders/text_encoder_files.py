@@ -48,6 +48,22 @@ def make_clip(eos_token_id: int = 2) -> nn.Module:
     return randomize(CLIPTextModel(config))
 
 
+def make_t5(feed_forward: str = "gated-gelu") -> nn.Module:
+    """T5EncoderModel with random weights; heads that are wider together than the hidden size, as in T5."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=ROWS,
+        d_model=48,
+        d_kv=16,
+        d_ff=96,
+        num_layers=3,
+        num_heads=4,
+        feed_forward_proj=feed_forward,
+    )
+    return randomize(T5EncoderModel(config))
+
+
 def randomize(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -97,10 +97,15 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def encode_clips(subject: Subject) -> list[dict[str, Tensor]]:
     spec = subject.spec
     frames = CLIP[0] if spec.latent.temporal else 1
-    shape = (len(CAPTIONS), frames, *CLIP[1:], 3)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randint(0, 256, (*shape, *CLIP[1:], 3), dtype=torch.uint8, generator=generator)
+
+    pixels = noise(len(CAPTIONS), frames)
+    controls = [[noise(frames) for _ in range(spec.latent.min_controls)] for _ in CAPTIONS]
     request = encoder_request(subject, spec.latent_options, weights=subject.files.vae)
-    return spec.latents(request).open().encode(Pixels(frames=pixels, seeds=(1, 2)))
+    return spec.latents(request).open().encode(Pixels(frames=pixels, seeds=(1, 2), controls=controls))
 
 
 def encode_captions(subject: Subject) -> list[dict[str, Tensor]]:
@@ -332,7 +337,8 @@ def test_what_is_kept_precise_leaves_the_blocks_to_quantise(subject: Subject):
 def test_encoded_prompts_and_noise_become_pixels(subject: Subject):
     spec, model = subject.spec, subject.load()
     options = subject.options(spec.train_options)
-    conditioning = spec.sample_conditioning(subject.text, spec.sampling.guidance, options)
+    known = {name: value for name, value in subject.batch.items() if name != "latents"}
+    conditioning = spec.sample_conditioning(known, spec.sampling.guidance, options)
     clean = spec.training_input(subject.batch, options).latents
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():

@@ -465,7 +465,7 @@ def test_threads_are_gone_after_each_job(stage):
 def test_decoded_media_and_encoders_are_let_go(stage, encoders):
     stage.latents(num_workers=2, batch_size=2)
     gc.collect()
-    assert not [one for one in gc.get_objects() if isinstance(one, (LoadedSample, ReadAhead, WriteBehind))]
+    assert not [one for one in gc.get_objects() if type(one) in (LoadedSample, ReadAhead, WriteBehind)]
 
 
 def test_debug_mode_shows_and_caches_nothing(stage, encoders):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -63,6 +64,23 @@ def write_made(
     infos: what every tensor will be. make(name) is called once each, in the order of the file, and must
     give that shape and dtype; ValueError otherwise, and nothing is written. It holds one tensor at a time.
     """
+    with open_writer(path, infos, metadata, sshs_hashes=sshs_hashes) as writer:
+        for name in writer.order:
+            writer.add(make(name))
+
+
+@contextlib.contextmanager
+def open_writer(
+    path: Path,
+    infos: Mapping[str, TensorInfo],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    sshs_hashes: bool = False,
+) -> Generator[TensorWriter, None, None]:
+    """A file that is filled tensor by tensor, in `writer.order`, and is there only when all were added.
+
+    Leaving without all of them is a ValueError, and no file. Several may be open at once.
+    """
     entries = sorted((_entry(*item) for item in infos.items()), key=lambda entry: (-entry.rank, entry.name))
     words = None if metadata is None else {key: _plain_text(key, value) for key, value in metadata.items()}
     hashes = _Hashes(_header(entries, _ss_only(words or {}))) if sshs_hashes else None
@@ -72,23 +90,40 @@ def write_made(
     check_space(path.parent, len(header) + sum(entry.size for entry in entries), what=path.name)
     with replace_file(path) as file:
         file.write(header)
-        for entry in entries:
-            _write_one(file, hashes, entry, make)
+        writer = TensorWriter(file, entries, hashes)
+        yield writer
+        writer.finish()
         if hashes:  # they have a fixed length, so the header keeps its size
             file.seek(0)
             file.write(_header(entries, {**(words or {}), **hashes.values()}))
 
 
-def _write_one(file: BinaryIO, hashes: _Hashes | None, entry: _Entry, make: Callable[[str], Tensor]) -> None:
-    """Its own function, so that a copy of one tensor is gone before the next is made."""
-    tensor = make(entry.name)
-    if tuple(tensor.shape) != entry.shape or CODES[_dtype_name(tensor)] != entry.code:
-        found = f"{_dtype_name(tensor)} {list(tensor.shape)}"
-        raise ValueError(f"{entry.name} was announced as {entry.code} {list(entry.shape)}, but is {found}.")
-    data = _bytes_of(tensor)
-    file.write(data)
-    if hashes:
-        hashes.add(data)
+class TensorWriter:
+    """The tensors of one file, one after the other. See `open_writer`."""
+
+    def __init__(self, file: BinaryIO, entries: list[_Entry], hashes: _Hashes | None) -> None:
+        self._file = file
+        self._hashes = hashes
+        self._waiting = entries[::-1]
+        self.order = tuple(entry.name for entry in entries)
+
+    def add(self, tensor: Tensor) -> None:
+        """Write the next tensor of `order`. Raises ValueError when it is not what was announced."""
+        entry = self._waiting.pop()
+        dtype = _dtype_name(tensor)
+        if tuple(tensor.shape) != entry.shape or CODES.get(dtype) != entry.code:
+            raise ValueError(
+                f"{entry.name} was announced as {entry.code} {list(entry.shape)}, but is {dtype} "
+                f"{list(tensor.shape)}."
+            )
+        data = _bytes_of(tensor)
+        self._file.write(data)
+        if self._hashes:
+            self._hashes.add(data)
+
+    def finish(self) -> None:
+        if self._waiting:
+            raise ValueError(f"{self._waiting[-1].name} and later tensors were announced, but not written.")
 
 
 class _Hashes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +19,7 @@ from musubi_core.files.header import (
     read_header,
 )
 from musubi_core.files.os_errors import missing_tensor, read_error
-from musubi_core.files.tensor_writer import write_made, write_tensors
+from musubi_core.files.tensor_writer import open_writer, write_made, write_tensors
 
 __all__ = [
     "Defect",
@@ -27,6 +27,7 @@ __all__ = [
     "TensorFile",
     "TensorFileError",
     "TensorHeader",
+    "open_writer",
     "read_header",
     "read_tensors",
     "write_made",
@@ -69,24 +70,41 @@ class TensorFile:
         stored = self.header.tensors.get(name)
         if stored is None:
             raise missing_tensor(self.path, name, self.header.tensors)
+        return self._read(name, stored, stored.shape, 0).to(device)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """The range [start, stop) of a tensor's first axis, as `read` would give it.
+
+        Raises BadFileError when the file has no such tensor, ValueError when it has no such rows.
+        """
+        stored = self.header.tensors.get(name)
+        if stored is None:
+            raise missing_tensor(self.path, name, self.header.tensors)
+        if not stored.shape or not 0 <= start <= stop <= stored.shape[0]:
+            raise ValueError(f"{name!r} of shape {stored.shape} has no rows {start} to {stop}")
+        row = (stored.end - stored.start) // max(1, stored.shape[0])
+        return self._read(name, stored, (stop - start, *stored.shape[1:]), start * row)
+
+    def _read(self, name: str, stored: StoredTensor, shape: Sequence[int], skipped: int) -> Tensor:
+        """A part of a tensor: `shape` of it, `skipped` bytes behind its start."""
         dtype = torch_dtype(stored.dtype, self.path)
         try:
-            tensor = torch.empty(stored.shape, dtype=dtype)
+            tensor = torch.empty(tuple(shape), dtype=dtype)
         except (RuntimeError, MemoryError) as error:  # torch has no error of its own for this
             raise BadFileError(
                 f"{self.path}: tensor {name!r} needs {stored.end - stored.start:,} bytes of memory, more "
                 "than this machine gives. Close other programs, or use a smaller file."
             ) from error
         if tensor.numel():
-            self._fill(tensor, stored, name)
-        return tensor.to(device)
+            self._fill(tensor, stored, name, skipped)
+        return tensor
 
-    def _fill(self, tensor: Tensor, stored: StoredTensor, name: str) -> None:
-        """Read the bytes of `stored` straight into the tensor's memory."""
+    def _fill(self, tensor: Tensor, stored: StoredTensor, name: str, skipped: int) -> None:
+        """Read bytes of `stored` straight into the tensor's memory."""
         numbers = tensor.reshape(-1).view(torch.uint8).numpy()
         rest = numbers.data
         try:
-            self._file.seek(self.header.data_start + stored.start)
+            self._file.seek(self.header.data_start + stored.start + skipped)
             while len(rest):
                 count = self._file.readinto(rest)  # one call reads at most 2 GB on Linux
                 if not count:

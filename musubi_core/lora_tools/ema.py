@@ -1,0 +1,223 @@
+"""`ema-merge`: checkpoints of one run into their average, tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from musubi_core.errors import BadFileError, ConfigError
+from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, Warned, ignore, never
+from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.files.tensors import TensorFile, open_writer
+from musubi_core.lora_tools.ema_config import EmaConfig
+from musubi_core.lora_tools.power_ema import (
+    Profile,
+    constant_betas,
+    counted_betas,
+    exponent_of,
+    synthesize,
+    weights_at_steps,
+    weights_of_betas,
+)
+from musubi_core.lora_tools.series import Checkpoint, Series, read_series
+
+POOR = 0.1  # relative error of a synthesised profile above which a warning is due
+SIGMA_KEY = "musubi_core.ema_sigma_rel"  # metadata of a running average, see training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Average:
+    """One output: the weight of each file, oldest first. Weights sum to 1 and may be negative."""
+
+    path: Path
+    weights: tuple[float, ...]
+    label: str
+
+
+def ema_merge(
+    config: EmaConfig, emit: Listener = ignore, should_stop: ShouldStop = never
+) -> tuple[Path, ...]:
+    """Average checkpoints. Returns the files written; none when stopped.
+
+    Number formats are those of the oldest file, metadata that of the newest with fresh hashes. Raises
+    ConfigError or BadFileError before anything is written.
+    """
+    config.check()
+    series = read_series(config.path, sort=not config.no_sort and config.weighting != "stored")
+    emit(Note(text=_order_text(series)))
+    averages = _averages(config, series, emit)
+    for average in averages:
+        emit(Note(text=_weights_text(average, series)))
+    if config.average == "delta":
+        from musubi_core.lora_tools.ema_delta import merge_deltas
+
+        done = merge_deltas(series, averages, config.rank, emit, should_stop)
+    else:
+        done = merge_factors(series, averages, emit, should_stop)
+    if not done:
+        return ()
+    for average in averages:
+        emit(FileWritten(path=average.path, what="averaged LoRA"))
+    return tuple(average.path for average in averages)
+
+
+def merge_factors(
+    series: Series, averages: Sequence[Average], emit: Listener, should_stop: ShouldStop
+) -> bool:
+    """Every float tensor becomes the weighted sum of its versions, in float32; others are the oldest's.
+
+    Reads each file once, whatever the number of averages. Returns False when stopped.
+    """
+    first = series.checkpoints[0]
+    infos = {
+        name: TensorInfo(shape=stored.shape, dtype=stored.dtype) for name, stored in first.tensors.items()
+    }
+    try:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(TensorFile(path)) for path in series.paths]
+            writers = [
+                stack.enter_context(
+                    open_writer(one.path, infos, output_metadata(series, one), sshs_hashes=True)
+                )
+                for one in averages
+            ]
+            for done, name in enumerate(writers[0].order):
+                if should_stop():
+                    raise _Stopped
+                sums = weighted_sums([file.read for file in files], name, [one.weights for one in averages])
+                for writer, total in zip(writers, sums, strict=True):
+                    writer.add(total)
+                emit(Progress(stage="average", done=done + 1, total=len(infos), text=name))
+    except _Stopped:
+        return False
+    return True
+
+
+class _Stopped(Exception):
+    """Leaves the open files unwritten."""
+
+
+def weighted_sums(
+    reads: Sequence[Callable[[str], Tensor]], name: str, weights: Sequence[Sequence[float]]
+) -> list[Tensor]:
+    """One tensor of every average. reads: one per file. Raises BadFileError for NaN or infinity."""
+    first = reads[0](name)
+    if not first.is_floating_point():
+        return [first] * len(weights)
+    if name.endswith(".alpha"):
+        return [first] * len(weights)  # they are equal; a sum of parts could round
+    wide = first.float()
+    totals = [wide * row[0] for row in weights]
+    for place, read in enumerate(reads[1:], start=1):
+        wide = read(name).float()
+        for total, row in zip(totals, weights, strict=True):
+            total.add_(wide, alpha=row[place])
+    if not all(torch.isfinite(total).all() for total in totals):
+        raise BadFileError(f"{name} is not finite in one of the checkpoints. Leave that checkpoint out.")
+    return [total.to(first.dtype) for total in totals]
+
+
+def output_metadata(series: Series, average: Average) -> dict[str, str]:
+    """That of the newest file, and how the average was made."""
+    newest = series.checkpoints[-1].metadata
+    own = {"musubi_core.ema": average.label, "musubi_core.ema_files": str(len(series.checkpoints))}
+    return {name: text for name, text in newest.items() if not name.startswith("sshs_")} | own
+
+
+def _averages(config: EmaConfig, series: Series, emit: Listener) -> list[Average]:
+    """What is to be written, with all weights known."""
+    count = len(series.checkpoints)
+    if count == 1 and config.weighting != "stored":
+        emit(Warned(text="Only one checkpoint was given, so the average is a copy of it."))
+    values = config.sigma_rel or config.beta
+    found = []
+    for value in values:
+        label = f"sigma_rel={value:g}" if config.sigma_rel else f"beta={value:g}"
+        if not config.sigma_rel:
+            weights = weights_of_betas(constant_betas(count, value, config.beta2))
+            label += f",beta2={config.beta2:g}" if config.beta2 is not None else ""
+        elif config.weighting == "counted":
+            weights = weights_of_betas(counted_betas(count, exponent_of(value)))
+        elif config.weighting == "steps":
+            weights = weights_at_steps(_steps(series.checkpoints), exponent_of(value))
+        else:
+            weights = _stored_weights(config, series, value, emit)
+        path = config.output_file
+        if len(values) > 1:
+            path = path.with_name(f"{path.stem}-{_plain(label)}{path.suffix}")
+        if path.resolve() in {one.resolve() for one in series.paths}:
+            raise ConfigError(f"{path} is one of the checkpoints. Give another output_file.")
+        label += f",weighting={config.weighting}" if config.sigma_rel else ""
+        found.append(Average(path=path, weights=tuple(weights), label=label))
+    return found
+
+
+def _plain(label: str) -> str:
+    """A label as part of a file name: "beta=0.9,beta2=0.95" -> "beta0.9-beta20.95"."""
+    return label.replace("=", "").replace(",", "-")
+
+
+def _steps(checkpoints: Sequence[Checkpoint]) -> list[float]:
+    unknown = [one.path.name for one in checkpoints if one.step is None]
+    if unknown:
+        raise ConfigError(
+            f"weighting steps needs the training step in each file, but {', '.join(unknown)} has none "
+            "recorded (ss_steps). Use weighting counted."
+        )
+    steps = [float(one.step or 0) for one in checkpoints]
+    if any(later <= earlier for earlier, later in pairwise(steps)) or steps[0] <= 0:
+        raise ConfigError(f"The recorded steps are {steps}; they must rise. Leave out the odd one.")
+    return steps
+
+
+def _stored_weights(config: EmaConfig, series: Series, width: float, emit: Listener) -> list[float]:
+    """Least squares over running averages kept by training."""
+    steps = [one.step for one in series.checkpoints]
+    widths = [one.metadata.get(SIGMA_KEY, "") for one in series.checkpoints]
+    foreign = [
+        one.path.name
+        for one, step, text in zip(series.checkpoints, steps, widths, strict=True)
+        if not step or not text
+    ]
+    if foreign:
+        raise ConfigError(
+            f"{', '.join(foreign[:5])} is no running average: weighting stored needs the files that training "
+            "with --ema_sigma_rel writes. Use weighting steps for plain checkpoints."
+        )
+    profiles = [
+        Profile(exponent=exponent_of(float(text)), time=float(step or 0))
+        for step, text in zip(steps, widths, strict=True)
+    ]
+    last = max(profile.time for profile in profiles)
+    wanted = Profile(exponent=exponent_of(width), time=float(config.at_step or last))
+    found = synthesize(profiles, wanted)
+    text = (
+        f"sigma_rel {width:g} at step {wanted.time:g}: the profile is met to {found.error:.1%}, with weights "
+        f"that sum to {found.amplification:.2f} in size."
+    )
+    if found.error > POOR:
+        emit(Warned(text=f"{text} Store averages of more widths, or more often, for a better fit."))
+    else:
+        emit(Note(text=text))
+    return list(found.weights)
+
+
+def _order_text(series: Series) -> str:
+    lines = [f"  {index + 1}. {path.name}" for index, path in enumerate(series.paths)]
+    return "\n".join([f"Checkpoints, oldest first ({series.order}):", *lines])
+
+
+def _weights_text(average: Average, series: Series) -> str:
+    parts = [
+        f"{path.name} {weight:.4g}"
+        for path, weight in zip(series.paths, average.weights, strict=True)
+        if not math.isclose(weight, 0.0, abs_tol=5e-5)
+    ]
+    return f"{average.path.name}: {average.label}. Weights: {', '.join(parts)}."

@@ -1,13 +1,14 @@
 """How much longer latent caching takes than the VAE encode that it cannot avoid.
 
 Both sides encode the same pixels of the same real photographs and clips, with the same VAE, in the same
-process, in turn. `cpu_ratio` compares processor time:
+process, in turn:
 
     bare    every group is decoded beforehand; only `LatentCodec.encode` is timed
     job     `cache_latents` from the dataset file to the finished cache folder, opening the VAE included
 
 The VAE is diffusers' HunyuanVideo class, narrower than the real one and with random weights. The fastest job
-over the fastest bare run counts, because other programs on the machine only ever add time.
+over the fastest bare run counts, because other programs on the machine only ever add time. `cpu_ratio`
+compares processor time in the same way.
 
     python benchmarks/cache_latents.py --write
 """

@@ -77,6 +77,13 @@ JOBS: dict[str, Job] = {
             checkpoint="dit",
         ),
         Job(
+            name="ema-merge",
+            help="Average the checkpoints of one run after training (post-hoc EMA).",
+            config="musubi_core.lora_tools.ema_config:EmaConfig",
+            run="musubi_core.cli.work:ema_merge",
+            positional="path",
+        ),
+        Job(
             name="inspect",
             help="Say what a dataset file would train on, or what a model file holds.",
             config="musubi_core.cli.inspect_file:InspectConfig",

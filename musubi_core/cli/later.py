@@ -77,15 +77,6 @@ LATER_JOBS: dict[str, LaterJob] = {
             help="Rewrite a LoRA for another program.",
             options=_options(values="input output target"),
         ),
-        LaterJob(
-            name="ema-merge",
-            help="Average the checkpoints of one run after training (post-hoc EMA).",
-            options=(
-                LaterOption(name="path", values="+"),
-                *_options(switches="no_sort", values="beta beta2 sigma_rel output_file"),
-            ),
-            positional="path",
-        ),
         LaterJob(name="merge-lora", help="Merge LoRAs into a model, or into one LoRA."),
         LaterJob(name="extract-lora", help="Make a LoRA from the difference of two models."),
         LaterJob(name="resize-lora", help="Lower the rank of a LoRA."),

@@ -73,7 +73,8 @@ def _add_flag(group: Any, flag: Flag, *, positional: bool) -> None:
     info = flag.info
     text = help_text(flag).replace("%", "%%")
     if positional:
-        group.add_argument(info.name, default=argparse.SUPPRESS, help=text)
+        many = "+" if info.many else None
+        group.add_argument(info.name, nargs=many, default=argparse.SUPPRESS, help=text)
         return
     for name in (info.name, *info.aliases):
         shown = text if name == info.name else argparse.SUPPRESS

@@ -60,6 +60,22 @@ def demo(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
         check_lora(result.lora)
 
 
+def ema_merge(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.lora_tools.ema import ema_merge as job
+
+    for path in job(config, listener, should_stop):
+        check_weights(path)
+
+
+def check_weights(path: Path) -> None:
+    """Raises BadFileError when a file of weights cannot be read back whole."""
+    from musubi_core.files.tensors import TensorFile
+
+    with TensorFile(path) as file:
+        for name in file.names:
+            file.read(name)
+
+
 def check_lora(path: Path) -> None:
     """Raises BadFileError when the file is no whole LoRA: damaged, empty, incomplete or not finite."""
     from musubi_core.networks.reading import read_lora

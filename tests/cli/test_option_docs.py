@@ -75,7 +75,7 @@ def test_flag_config_key_and_docs_row_are_one_option(job: str, name: str):
     info = flags[name].info
     value = sample_value(info)
     positional = JOBS[job].positional
-    words = [str(value)] if name == positional else words_for(name, value)
+    words = words_for(name, value)[1:] if name == positional else words_for(name, value)
     from_words = parse(job, words, flags, positional=positional if name == positional else "")
     from_file = resolve_names(from_command_line({name: value}), flags)[name].value
     assert coerce(info, from_words[name], where="words") == coerce(info, from_file, where="file")

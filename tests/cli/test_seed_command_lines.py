@@ -65,7 +65,8 @@ def test_it_parses(job: str, command: str, capsys: pytest.CaptureFixture[str]):
             return
         flags = JOBS[job].flags()
         later = {option.name for option in LATER_OPTIONS.get(job, ())}
-        values = parse(job, words, flags, later=LATER_OPTIONS.get(job, ()))
+        known = LATER_OPTIONS.get(job, ())
+        values = parse(job, words, flags, positional=JOBS[job].positional, later=known)
     except SystemExit as left:
         assert left.code == 0
         assert "--help" in words

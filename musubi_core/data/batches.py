@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from musubi_core.data.cache_file import VARLEN, not_finite, read_cache
-from musubi_core.data.order import BatchPlan, PlannedSample
+from musubi_core.data.order import BatchPlan
+from musubi_core.data.training_set import CachedItem
 from musubi_core.errors import BadFileError
 
 Batch: TypeAlias = "dict[str, Tensor | list[Tensor]]"
+LoadedItem: TypeAlias = "dict[str, Tensor]"  # canonical names, without a batch axis
 
 
-def load_batch(plan: BatchPlan) -> Batch:
+class ItemMemory:
+    """Items that were read once, kept as long as all of them together fit into `limit` bytes.
+
+    For small datasets, whose items come round again within seconds. The first items stay; there is no use in
+    replacing them, because every epoch asks for all. Threads may share one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._room = limit
+        self._items: dict[Path, LoadedItem] = {}
+
+    def __call__(self, item: CachedItem) -> LoadedItem:
+        """The tensors of an item, not to be changed in place. Raises BadFileError as `load_item`."""
+        found = self._items.get(item.latents)
+        if found is None:
+            found = load_item(item)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+            if size <= self._room:
+                self._room -= size
+                self._items[item.latents] = found
+        return found
+
+
+def load_batch(plan: BatchPlan, load: Callable[[CachedItem], LoadedItem] | None = None) -> Batch:
     """The tensors of a batch by canonical name, on the CPU, in the dtype they were cached in.
 
     Each is stacked over the batch, (B, ...), except tensors of varying length, which are lists of B tensors.
+    load: `load_item` when not given, or an ItemMemory.
     Raises BadFileError naming the file: it is gone, damaged, changed since the set was opened, or holds NaN.
     """
-    samples = [_load_sample(sample) for sample in plan.samples]
+    samples = [(load or load_item)(sample.item) for sample in plan.samples]
     batch: Batch = {}
     for name in samples[0]:
         values = [sample[name] for sample in samples]
@@ -31,8 +59,8 @@ def load_batch(plan: BatchPlan) -> Batch:
     return batch
 
 
-def _load_sample(sample: PlannedSample) -> dict[str, Tensor]:
-    item = sample.item
+def load_item(item: CachedItem) -> LoadedItem:
+    """The tensors of one item by the names they have in the files."""
     tensors: dict[str, Tensor] = {}
     for path in (item.latents, item.text):
         found = read_cache(path)[1]

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musubi_core.data.batches import load_batch
+from musubi_core.data.batches import LoadedItem, load_batch, load_item
 from musubi_core.data.order import PlannedSample
+from musubi_core.data.training_set import CachedItem
 from musubi_core.models.spec import ArchSpec, Batch
 from musubi_core.training.draws import epoch_quantiles, generator_for, sample_noise, seed_of
 from musubi_core.training.loss import flow_pair, loss_weights
@@ -29,6 +30,7 @@ class Recipe:
     timesteps: TimestepOptions
     seed: int
     epoch_samples: int
+    load: Callable[[CachedItem], LoadedItem] = load_item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ def prepare(recipe: Recipe, plan: MicroPlan) -> Prepared:
     pool = _epoch_pool(recipe.seed, plan.epoch, recipe.epoch_samples, recipe.timesteps.strata)
     pair = training_pair(
         recipe,
-        load_batch(plan.batch),
+        load_batch(plan.batch, recipe.load),
         quantiles=pool[plan.first : plan.first + len(samples)],
         noise_names=[f"{recipe.seed}/{plan.epoch}/{sample.identity}" for sample in samples],
     )

@@ -31,6 +31,7 @@ from musubi_core.training.step import Stepper, StepResult
 from musubi_core.training.validation import validation_losses
 
 SHOWN = 5  # files named in a message
+MEMORY_EVERY = 10  # steps; asking the system costs as much as everything else that is logged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +164,10 @@ class Loop:
             values["loss/average"] = sum(position.losses) / len(position.losses)
         values |= self.stepper.rates.values()
         values["grad/norm"] = result.norm
-        use = memory_in_use(self.stepper.processes.device)
-        if use is not None:
-            values["memory/peak_gb"] = use.peak / 1e9
+        if position.step % MEMORY_EVERY == 1:
+            use = memory_in_use(self.stepper.processes.device)
+            if use is not None:
+                values["memory/peak_gb"] = use.peak / 1e9
         return values
 
     def judge(self, result: StepResult) -> None:

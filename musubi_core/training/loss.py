@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_SIGMA = 1e-3  # the cleanest entry of the usual table of 1000; keeps sigma_sqrt finite at t = 0
@@ -30,5 +31,5 @@ def loss_weights(scheme: str, t: Tensor) -> Tensor | None:
 
 def sample_losses(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared error of each sample in float32, weighted: (B, ...), (B, ...), (B,) -> (B,)."""
-    losses = (prediction.float() - target.float()).square().flatten(1).mean(1)
+    losses = F.mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
     return losses if weights is None else losses * weights

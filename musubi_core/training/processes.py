@@ -118,3 +118,13 @@ def own_random_state(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+def seed_device(device: torch.device, seed: int) -> None:
+    """Seed what dropout draws from: torch's generators of the CPU and of this device.
+
+    torch.manual_seed would do the same for every kind of device there could be, in a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        getattr(torch, device.type).manual_seed(seed)

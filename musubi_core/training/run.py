@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from musubi_core.config import values_of
+from musubi_core.data.batches import ItemMemory
+from musubi_core.data.training_set import TrainingSet
 from musubi_core.device.memory import empty_cache
 from musubi_core.device.precision import dtype_of
 from musubi_core.events import Listener, Note, ShouldStop, ignore, never
@@ -41,6 +43,8 @@ from musubi_core.training.state import restore_optimizer
 from musubi_core.training.step import LossScale, Stepper
 from musubi_core.training.validation import held_out_samples
 
+KEPT_BYTES = 256 << 20  # caches of a small dataset are read once
+LIGHT_BYTES = 256 << 10  # a batch of kept items up to this size is prepared faster than a thread is woken
 NEVER_LOGGED = {"wandb_api_key", "dit", "vae", "dataset_config", "output_dir", "logging_dir", "resume"}
 
 
@@ -160,6 +164,7 @@ def make_loop(
             timesteps=config.timesteps,
             seed=opened.fresh.seed,
             epoch_samples=opened.training.samples_per_epoch,
+            load=ItemMemory(KEPT_BYTES),
         ),
         held_out=held_out_samples(opened.held_out, config.validation.max_validation_items),
         validation=config.validation,
@@ -168,7 +173,7 @@ def make_loop(
         position=position,
         emit=opened.emit,
         should_stop=should_stop,
-        workers=min(config.data.max_data_loader_n_workers, os.cpu_count() or 1),
+        workers=reader_threads(config.data.max_data_loader_n_workers, opened.training),
         most_refused=config.loop.max_nonfinite_steps,
         norm_limit=config.network.scale_weight_norms,
         save_dtype=dtype_of(config.saving.save_precision or "fp32"),
@@ -224,3 +229,15 @@ def facts_of(opened: Opened, optimizer: str) -> RunFacts:
         batches_per_epoch=plans.batches_per_epoch,
         datasets=opened.training.summary(),
     )
+
+
+def reader_threads(asked: int, training: TrainingSet) -> int:
+    """How many threads read ahead: none for a small dataset of small items, which stays in memory."""
+    total = largest = 0
+    for dataset in training.datasets:
+        sizes = [item.latents.stat().st_size + item.text.stat().st_size for item in dataset.items]
+        total += sum(sizes)
+        largest = max(largest, dataset.config.batch_size * max(sizes, default=0))
+    if total <= KEPT_BYTES and largest <= LIGHT_BYTES:
+        return 0
+    return min(asked, os.cpu_count() or 1)

@@ -18,7 +18,7 @@ from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Prepared
 from musubi_core.training.learning_rates import LearningRates
 from musubi_core.training.loss import sample_losses
-from musubi_core.training.processes import Processes
+from musubi_core.training.processes import Processes, seed_device
 
 Seen: TypeAlias = (
     "tuple[tuple[PlannedSample, ...], tuple[float, ...], Tensor]"  # samples, levels, losses (B,)
@@ -101,7 +101,7 @@ class Stepper:
 
     def backward(self, prepared: Prepared, samples: int) -> Tensor:
         """Add the gradient of one batch. Returns the loss of each of its samples, (B,)."""
-        torch.manual_seed(prepared.dropout_seed)
+        seed_device(self.processes.device, prepared.dropout_seed)
         here = prepared.on(self.processes.device)
         with self.processes.autocast():
             prediction = self.spec.predict(

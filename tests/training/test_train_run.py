@@ -10,10 +10,11 @@ import pytest
 import torch
 from fake_arch import FAKE, config_for, write_workplace
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from musubi_core.errors import BadFileError, ConfigError, TrainingError
 from musubi_core.events import FileWritten, Metrics, Note, Warned
+from musubi_core.models.registry import architecture
 from musubi_core.training.metrics import read_metrics
 from musubi_core.training.run import train
 
@@ -508,3 +509,44 @@ def test_show_timesteps_shows_and_does_not_train(place):
     assert max(line.count("#") for line in lines) == 64
     result, events = run(place, spec=UNLOADABLE, show_timesteps="image")
     assert events[0].path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_registered_architecture_is_read_from_the_file(tmp_path, checkpointing):
+    """The tiny HunyuanVideo on caches in musubi-tuner's form; only the file says what it is."""
+    spec = architecture("hunyuan_video")
+    tiny = spec.write_tiny(tmp_path / "tiny", 0)
+    cache, media = tmp_path / "cache", tmp_path / "media"
+    media.mkdir()
+    facts = {"architecture": "hunyuan_video", "format_version": "1.0.1", "caption1": "x"}
+    cache.mkdir()
+    for number in range(3):
+        save_file(
+            {"latents_1x4x4_float32": torch.randn(16, 1, 4, 4)},
+            cache / f"{number}_0032x0032_hv.safetensors",
+            facts,
+        )
+        text = {
+            "llm_float16": torch.randn(24, 128).half(),
+            "llm_mask": (torch.arange(24) < 5 + number).long(),
+            "clipL_float16": torch.randn(64).half(),
+        }
+        save_file(text, cache / f"{number}_hv_te.safetensors", facts)
+    dataset = tmp_path / "set.toml"
+    dataset.write_text(
+        f"[general]\nresolution = 32\nbatch_size = 2\n[[datasets]]\n"
+        f"image_directory = '{media.as_posix()}'\ncache_directory = '{cache.as_posix()}'\n"
+    )
+    place = {
+        "dit": tiny.dit,
+        "dataset_config": dataset,
+        "output_dir": tmp_path / "out",
+        "output_name": "lora",
+    }
+    result, _ = run(
+        place, spec=None, max_train_steps=4, gradient_checkpointing=checkpointing, split_attn=True
+    )
+    tensors = lora(place)
+    assert any(value.any() for key, value in tensors.items() if key.endswith("lora_up.weight"))
+    assert "lora_unet_single_blocks_0_linear1.lora_down.weight" in tensors
+    assert result.step == 4

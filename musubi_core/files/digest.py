@@ -35,8 +35,9 @@ def weights_identity(path: Path) -> str:
     It does not depend on name, place or date. A file of up to 12 MiB is read whole; of a larger one its size,
     the first 4 MiB and 128 evenly spread blocks of 64 KiB count, the last one at the very end. Another
     precision, a merge, another training step or a cut file change nearly every block, and a changed stretch
-    of 1/128 of the file is always seen; an edit of a few bytes mostly not. A folder counts with its weight, configuration and tokenizer files
-    (hidden ones not) and their names. Raises BadFileError when nothing is there or it cannot be read.
+    of 1/100 of the file is always seen; an edit of a few bytes mostly not. A folder counts with its weight,
+    configuration and tokenizer files (hidden ones not) and their names. Raises BadFileError when nothing is
+    there or it cannot be read.
     """
     if not path.is_dir():
         return _file_identity(path)

@@ -6,6 +6,7 @@ transformers depends on its version, and makes up a byte-level vocabulary where 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from musubi_core.encoders.hub import fetch_file
+from musubi_core.encoders.sentencepiece import read_sentencepiece_file, sentencepiece_tokenizer
 from musubi_core.errors import BadFileError, ConfigError
+from musubi_core.files.checkpoint import open_checkpoint
 from musubi_core.files.digest import content_hash
 
 if TYPE_CHECKING:
@@ -23,35 +26,45 @@ if TYPE_CHECKING:
 
 JSON = "tokenizer.json"
 PAIR = ("vocab.json", "merges.txt")  # CLIP's older form
+SPIECE = "spiece.model"  # T5's original form
+PACKED = "spiece_model"  # the same as a tensor of bytes, inside ComfyUI's text encoders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerPlace:
-    """Where a tokenizer comes from: a folder, or a name at Hugging Face."""
+    """Where a tokenizer comes from: the file of its encoder, a folder, or a name at Hugging Face."""
 
     option: str  # the option that chooses it, e.g. "tokenizer1", for messages
     folder: Path | None
     hub: str
+    packed: Path | None = None  # weights that carry their tokenizer
 
     def identity(self) -> str:
         """Changes when another tokenizer is used: the hash of its files, or its name at Hugging Face."""
+        if self.packed is not None:
+            return hashlib.sha256(_packed_model(self.packed)).hexdigest()
         if self.folder is None:
             return self.hub
         return "+".join(content_hash(file) for file in _files_in(self.folder))
 
 
 def find_tokenizer(
-    *, option: str, given: str | None, encoder: Path, sibling: str, hub: str
+    *, option: str, given: str | None, encoder: Path, sibling: str, hub: str, beside: str | None = None
 ) -> TokenizerPlace:
     """The user's choice, else what lies with the encoder, else `hub`. Nothing is downloaded yet.
 
-    given: value of `option`: a folder, a tokenizer.json, or a Hugging Face name. encoder: file or folder of
-    the text encoder. sibling: name of the tokenizer's folder beside it in diffusers' layout.
-    Raises ConfigError if `given` is a path without a tokenizer.
+    given: value of `option`: a folder, a file of a tokenizer, or a Hugging Face name. encoder: file or folder
+    of the text encoder. sibling: name of the tokenizer's folder beside a folder, in diffusers' layout.
+    beside: the same beside a single file, where a publisher has one; also looked for is a SentencePiece model
+    inside that file. Raises ConfigError if `given` is a path without a tokenizer.
     """
     if given is not None:
         return _given(option, given)
-    around = (encoder, encoder / "tokenizer", encoder.parent / sibling) if encoder.is_dir() else ()
+    around = [encoder, encoder / "tokenizer", encoder.parent / sibling] if encoder.is_dir() else []
+    if beside is not None and not encoder.is_dir():
+        if _is_packed(encoder):
+            return TokenizerPlace(option=option, folder=None, hub=hub, packed=encoder)
+        around = [encoder.parent / beside]
     folder = next((place for place in around if _files_in(place)), None)
     return TokenizerPlace(option=option, folder=folder, hub=hub)
 
@@ -61,12 +74,18 @@ def open_tokenizer(place: TokenizerPlace, *, rows: int) -> Tokenizer:
 
     Raises BadFileError if it is not this encoder's, or cannot be had because Hugging Face is out of reach.
     """
-    if place.folder is None:
+    if place.packed is not None:
+        file = place.packed
+        tokenizer = sentencepiece_tokenizer(_packed_model(file), where=f"{PACKED} in {file}")
+    elif place.folder is None:
         file = fetch_file(place.hub, JSON, remedy=f"set --{place.option} to a folder with this file")
         tokenizer = _from_json(file)
     elif (place.folder / JSON).is_file():
         file = place.folder / JSON
         tokenizer = _from_json(file)
+    elif (place.folder / SPIECE).is_file():
+        file = place.folder / SPIECE
+        tokenizer = read_sentencepiece_file(file)
     else:
         file = place.folder
         tokenizer = _from_pair(file)
@@ -98,24 +117,36 @@ def token_ids(
 
 def _given(option: str, given: str) -> TokenizerPlace:
     path = Path(given)
-    if path.name in (JSON, *PAIR) and path.is_file():
+    if path.name in (JSON, SPIECE, *PAIR) and path.is_file():
         path = path.parent
     if _files_in(path):
         return TokenizerPlace(option=option, folder=path, hub=given)
     if path.exists() or path.is_absolute() or len(path.parts) > 2 or "\\" in given:
         found = "is there, but holds no tokenizer" if path.exists() else "does not exist"
         raise ConfigError(
-            f"--{option}: {given} {found}. Expected a folder with {JSON}, or with {' and '.join(PAIR)}."
+            f"--{option}: {given} {found}. Expected a folder with {JSON}, with {' and '.join(PAIR)}, or with "
+            f"{SPIECE}."
         )
     return TokenizerPlace(option=option, folder=None, hub=given)
 
 
 def _files_in(folder: Path) -> tuple[Path, ...]:
     """The files of the tokenizer in a folder, none if there is none."""
-    if (folder / JSON).is_file():
-        return (folder / JSON,)
+    for name in (JSON, SPIECE):
+        if (folder / name).is_file():
+            return (folder / name,)
     pair = tuple(folder / name for name in PAIR)
     return pair if all(file.is_file() for file in pair) else ()
+
+
+def _is_packed(encoder: Path) -> bool:
+    with open_checkpoint(encoder) as checkpoint:
+        return PACKED in checkpoint.header
+
+
+def _packed_model(encoder: Path) -> bytes:
+    with open_checkpoint(encoder) as checkpoint:
+        return checkpoint.read(PACKED).numpy().tobytes()
 
 
 def _from_json(file: Path) -> Tokenizer:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from musubi_core.encoders.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, write_sentencepiece
 from musubi_core.files.replace import write_json, write_text
 
 if TYPE_CHECKING:
@@ -44,10 +45,7 @@ def write_t5_tokenizer(folder: Path) -> int:
     """tokenizer.json in the manner of T5, words with "▁" before them; how many tokens it has."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    pieces = [f"▁{word}" for word in dict.fromkeys(WORDS.split())]
-    letters = ["▁", *string.ascii_letters, *string.digits, *string.punctuation]
-    scored = [(text, -1.0) for text in pieces] + [(text, -10.0) for text in letters]
-    vocabulary = [(special, 0.0) for special in T5_SPECIALS] + scored
+    vocabulary = [(special, 0.0) for special in T5_SPECIALS] + _scored_pieces()
     tokenizer = Tokenizer(models.Unigram(vocabulary, T5_SPECIALS.index("<unk>")))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -57,14 +55,41 @@ def write_t5_tokenizer(folder: Path) -> int:
     return save_tokenizer(folder, tokenizer, names)
 
 
-def byte_pairs(texts: Sequence[str], *, lowercase: bool) -> Tokenizer:
-    """Byte-level pair encoding learned from `texts`."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+def umt5_sentencepiece() -> tuple[bytes, int]:
+    """The same pieces as a SentencePiece model, in the manner of UMT5's; how many tokens it has.
+
+    What is no piece is spelled in bytes, each a token. Written by hand, as the library would write it.
+    """
+    named = [("<pad>", CONTROL), ("</s>", CONTROL), ("<s>", CONTROL), ("<unk>", UNKNOWN)]
+    special = [(text, 0.0, kind) for text, kind in named]
+    raw = [(f"<0x{byte:02X}>", 0.0, BYTE) for byte in range(256)]
+    own = [(text, score, NORMAL) for text, score in _scored_pieces()]
+    return write_sentencepiece([*special, *raw, *own], byte_fallback=True), len(special) + len(raw) + len(own)
+
+
+def _scored_pieces() -> list[tuple[str, float]]:
+    """Words of captions, and letters, with their logarithmic frequency."""
+    pieces = [f"▁{word}" for word in dict.fromkeys(WORDS.split())]
+    letters = ["▁", *string.ascii_letters, *string.digits, *string.punctuation]
+    return [(text, -1.0) for text in pieces] + [(text, -10.0) for text in letters]
+
+
+def byte_pairs(texts: Sequence[str], *, lowercase: bool, words: str | None = None) -> Tokenizer:
+    """Byte-level pair encoding learned from `texts`.
+
+    words: the regular expression of a word, which no token crosses; None is GPT-2's.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     if lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
+    if words is None:
+        tokenizer.pre_tokenizer = byte_level
+    else:
+        split = pre_tokenizers.Split(Regex(words), behavior="isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=LONGEST_VOCABULARY,

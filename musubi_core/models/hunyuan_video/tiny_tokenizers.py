@@ -12,6 +12,12 @@ LLAMA_SPECIALS = (
     *(LLAMA_BEGIN, "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<image>", "<pad>"),
 )
+# What LLaMA-3 takes for a word. Line feeds stay together, so the template ends in the same token whatever
+# the caption begins with.
+LLAMA_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def write_llama_tokenizer(folder: Path) -> int:
@@ -19,7 +25,7 @@ def write_llama_tokenizer(folder: Path) -> int:
     template = TEMPLATE
     for special in LLAMA_SPECIALS:
         template = template.replace(special, "\n")
-    tokenizer = byte_pairs([template, WORDS], lowercase=False)
+    tokenizer = byte_pairs([template, WORDS], lowercase=False, words=LLAMA_WORDS)
     tokenizer.add_special_tokens(list(LLAMA_SPECIALS))
     frame(tokenizer, before=LLAMA_BEGIN)
     names = {"bos_token": LLAMA_BEGIN, "eos_token": "<|end_of_text|>", "pad_token": "<pad>"}

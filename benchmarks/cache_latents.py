@@ -18,20 +18,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from circumstances import circumstances, keep
 from PIL import Image
 
 from musubi_core.data.dataset import read_datasets
@@ -48,7 +45,6 @@ from musubi_core.training.cache_jobs import cache_latents
 Result = TypeVar("Result")
 
 GOAL = 1.1
-RESULTS = Path(__file__).parent / "results"
 PICTURE_SIDE, CLIP_SIDE, CLIP_FRAMES = 1200, 480, 50  # of the files, before they are resized to the bucket
 
 
@@ -63,12 +59,11 @@ def main(words: Sequence[str] | None = None) -> int:
         result = _measure(dataset, vae, options)
     finally:
         shutil.rmtree(folder)
-    report = {**_circumstances(), "options": vars(options), "goal": GOAL, **result}
+    where = circumstances("cache_latents.py", ("diffusers", "numpy", "pillow", "av"))
+    report = {**where, "options": vars(options), "goal": GOAL, **result}
     sys.stdout.write(_table(result) + "\n" + json.dumps(report, indent=2) + "\n")
     if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        name = f"cache_latents-{datetime.now(timezone.utc):%Y-%m-%d}.json"
-        (RESULTS / name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        keep("cache_latents", report)
     return 0 if result["ratio"] <= GOAL else 1
 
 
@@ -195,28 +190,6 @@ def _bare(codec: LatentCodec, groups: Sequence[LoadedSample]) -> None:
     for loaded in groups:
         for made in codec.encode(Pixels(frames=torch.from_numpy(loaded.frames[None]), seeds=[0])):
             made["latents"].cpu()
-
-
-def _circumstances() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-        "commit": commit.stdout.strip(),
-        "command": " ".join(["python", "benchmarks/cache_latents.py", *sys.argv[1:]]),
-        "machine": {"system": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count(), "card": card},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "numpy", "pillow", "av")},
-        },
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, Warned, ignore, never
+from musubi_core.files.read_ahead import read_ahead
 from musubi_core.files.tensor_info import TensorInfo
-from musubi_core.files.tensors import TensorFile, open_writer
+from musubi_core.files.tensors import open_writer
 from musubi_core.lora_tools.ema_config import EmaConfig
 from musubi_core.lora_tools.power_ema import (
     Profile,
@@ -26,7 +27,7 @@ from musubi_core.lora_tools.power_ema import (
     weights_at_steps,
     weights_of_betas,
 )
-from musubi_core.lora_tools.series import Checkpoint, Series, read_series
+from musubi_core.lora_tools.series import Checkpoint, Series, open_series
 
 POOR = 0.1  # relative error of a synthesised profile above which a warning is due
 SIGMA_KEY = "musubi_core.ema_sigma_rel"  # metadata of a running average, see training
@@ -50,17 +51,17 @@ def ema_merge(
     ConfigError or BadFileError before anything is written.
     """
     config.check()
-    series = read_series(config.path, sort=not config.no_sort and config.weighting != "stored")
-    emit(Note(text=_order_text(series)))
-    averages = _averages(config, series, emit)
-    for average in averages:
-        emit(Note(text=_weights_text(average, series)))
-    if config.average == "delta":
-        from musubi_core.lora_tools.ema_delta import merge_deltas
+    with open_series(config.path, sort=not config.no_sort and config.weighting != "stored") as series:
+        emit(Note(text=_order_text(series)))
+        averages = _averages(config, series, emit)
+        for average in averages:
+            emit(Note(text=_weights_text(average, series)))
+        if config.average == "delta":
+            from musubi_core.lora_tools.ema_delta import merge_deltas
 
-        done = merge_deltas(series, averages, config.rank, emit, should_stop)
-    else:
-        done = merge_factors(series, averages, emit, should_stop)
+            done = merge_deltas(series, averages, config.rank, emit, should_stop)
+        else:
+            done = merge_factors(series, averages, emit, should_stop)
     if not done:
         return ()
     for average in averages:
@@ -81,17 +82,20 @@ def merge_factors(
     }
     try:
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(TensorFile(path)) for path in series.paths]
             writers = [
                 stack.enter_context(
                     open_writer(one.path, infos, output_metadata(series, one), sshs_hashes=True)
                 )
                 for one in averages
             ]
-            for done, name in enumerate(writers[0].order):
+            order = writers[0].order
+            reads = ((one.file, name) for name in order for one in series.checkpoints)
+            tensors = stack.enter_context(read_ahead(reads))
+            for done, name in enumerate(order):
                 if should_stop():
                     raise _Stopped
-                sums = weighted_sums([file.read for file in files], name, [one.weights for one in averages])
+                versions = islice(tensors, len(series.checkpoints))
+                sums = weighted_sums(versions, name, [one.weights for one in averages])
                 for writer, total in zip(writers, sums, strict=True):
                     writer.add(total)
                 emit(Progress(stage="average", done=done + 1, total=len(infos), text=name))
@@ -104,21 +108,28 @@ class _Stopped(Exception):
     """Leaves the open files unwritten."""
 
 
-def weighted_sums(
-    reads: Sequence[Callable[[str], Tensor]], name: str, weights: Sequence[Sequence[float]]
-) -> list[Tensor]:
-    """One tensor of every average. reads: one per file. Raises BadFileError for NaN or infinity."""
-    first = reads[0](name)
-    if not first.is_floating_point():
-        return [first] * len(weights)
-    if name.endswith(".alpha"):
-        return [first] * len(weights)  # they are equal; a sum of parts could round
-    wide = first.float()
-    totals = [wide * row[0] for row in weights]
-    for place, read in enumerate(reads[1:], start=1):
-        wide = read(name).float()
+def weighted_sums(versions: Iterable[Tensor], name: str, weights: Sequence[Sequence[float]]) -> list[Tensor]:
+    """One tensor of every average. versions: that of each file, oldest first; taken one at a time.
+
+    Raises BadFileError for NaN or infinity.
+    """
+    first: Tensor | None = None
+    totals: list[Tensor] = []
+    for place, version in enumerate(versions):
+        if first is None:
+            first = version
+        if not version.is_floating_point() or name.endswith(".alpha"):
+            continue  # the oldest counts; alphas are equal, and a sum of parts could round
+        wide = version.float()
+        if not totals:
+            totals = [wide * row[place] for row in weights]
+            continue
         for total, row in zip(totals, weights, strict=True):
             total.add_(wide, alpha=row[place])
+    if first is None:
+        raise ValueError("no version was given")
+    if not totals:
+        return [first] * len(weights)
     if not all(torch.isfinite(total).all() for total in totals):
         raise BadFileError(f"{name} is not finite in one of the checkpoints. Leave that checkpoint out.")
     return [total.to(first.dtype) for total in totals]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,22 +48,21 @@ def merge_deltas(
         name: TensorInfo(shape=_shape(name, stored.shape, by_name.get(name)), dtype=stored.dtype)
         for name, stored in first.tensors.items()
     }
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(TensorFile(path)) for path in series.paths]
-        for average in averages:
-            maker = DeltaMaker(files, average, by_name)
+    files = [one.file for one in series.checkpoints]
+    for average in averages:
+        maker = DeltaMaker(files, average, by_name)
 
-            def make(name: str, maker: DeltaMaker = maker) -> Tensor:
-                if should_stop():
-                    raise _Stopped
-                emit(Progress(stage="average", done=len(maker.made) + 1, total=len(infos), text=name))
-                return maker.make(name)
+        def make(name: str, maker: DeltaMaker = maker) -> Tensor:
+            if should_stop():
+                raise _Stopped
+            emit(Progress(stage="average", done=len(maker.made) + 1, total=len(infos), text=name))
+            return maker.make(name)
 
-            try:
-                write_made(average.path, infos, make, _metadata(series, average, rank), sshs_hashes=True)
-            except _Stopped:
-                return False
-            emit(Note(text=f"{average.path.name}: at most {maker.lost:.2%} of a layer's change was cut off."))
+        try:
+            write_made(average.path, infos, make, _metadata(series, average, rank), sshs_hashes=True)
+        except _Stopped:
+            return False
+        emit(Note(text=f"{average.path.name}: at most {maker.lost:.2%} of a layer's change was cut off."))
     return True
 
 
@@ -83,7 +81,8 @@ class DeltaMaker:
         self.made.append(name)
         pair = self._by_name.get(name)
         if pair is None:
-            return weighted_sums([file.read for file in self._files], name, [self._average.weights])[0]
+            versions = (file.read(name) for file in self._files)
+            return weighted_sums(versions, name, [self._average.weights])[0]
         if name == pair.alpha:
             alpha = self._files[0].read(name)
             return (alpha.double() / self._stored_rank(pair) * pair.rank).to(alpha.dtype)

@@ -1,14 +1,18 @@
-"""Several checkpoints of one run: their order in time, and whether they belong together."""
+"""Several checkpoints of one run: their order in time, and whether they belong together.
+
+The files stay open from the first look at their headers to the last tensor, so each header is parsed once.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from musubi_core.errors import BadFileError, ConfigError
-from musubi_core.files.header import StoredTensor, read_header
+from musubi_core.files.header import StoredTensor
 from musubi_core.files.tensors import TensorFile
 
 _STEP_IN_NAME = re.compile(r"step(\d+)", re.IGNORECASE)
@@ -18,12 +22,22 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One file of the series, by its header. step: None when nothing tells it."""
+    """One open file of the series. step: as recorded, None when it is not."""
 
-    path: Path
-    tensors: Mapping[str, StoredTensor]
-    metadata: Mapping[str, str]
+    file: TensorFile
     step: int | None
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        return self.file.header.tensors
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.file.metadata
 
     @property
     def number(self) -> int | None:
@@ -44,33 +58,30 @@ class Series:
         return tuple(one.path for one in self.checkpoints)
 
 
-def read_series(paths: Sequence[Path], *, sort: bool) -> Series:
-    """Read the headers and put the files in order. Raises ConfigError or BadFileError naming every misfit."""
+@contextlib.contextmanager
+def open_series(paths: Sequence[Path], *, sort: bool) -> Generator[Series, None, None]:
+    """Open the files and put them in order. Raises ConfigError or BadFileError naming every misfit."""
     if not paths:
         raise ConfigError("No checkpoint was given. Name the LoRA files of one run.")
     doubled = [str(path) for index, path in enumerate(paths) if path.resolve() in _resolved(paths[:index])]
     if doubled:
         raise ConfigError(f"{', '.join(doubled)} is given twice. Name each checkpoint once.")
-    series = _in_order([_read(path) for path in paths], sort=sort)
-    _check_alike(series.checkpoints)
-    return series
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(TensorFile(path)) for path in paths]
+        series = _in_order([_checkpoint(file) for file in files], sort=sort)
+        _check_alike(series.checkpoints)
+        yield series
 
 
 def _resolved(paths: Sequence[Path]) -> set[Path]:
     return {path.resolve() for path in paths}
 
 
-def _read(path: Path) -> Checkpoint:
-    header = read_header(path)
-    if not header.tensors:
-        raise BadFileError(f"{path} holds no tensors. Give the LoRA files of one run.")
-    step = header.metadata.get("ss_steps", "")
-    return Checkpoint(
-        path=path,
-        tensors=header.tensors,
-        metadata=header.metadata,
-        step=int(step) if step.isdecimal() else None,
-    )
+def _checkpoint(file: TensorFile) -> Checkpoint:
+    if not file.header.tensors:
+        raise BadFileError(f"{file.path} holds no tensors. Give the LoRA files of one run.")
+    step = file.metadata.get("ss_steps", "")
+    return Checkpoint(file=file, step=int(step) if step.isdecimal() else None)
 
 
 def _in_order(checkpoints: list[Checkpoint], *, sort: bool) -> Series:
@@ -126,8 +137,7 @@ def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def _alphas(checkpoint: Checkpoint) -> dict[str, float]:
-    with TensorFile(checkpoint.path) as file:
-        found = {name: file.read(name) for name in checkpoint.tensors if name.endswith(".alpha")}
+    found = {name: checkpoint.file.read(name) for name in checkpoint.tensors if name.endswith(".alpha")}
     bad = [name for name, alpha in found.items() if alpha.numel() != 1]
     if bad:
         raise BadFileError(f"{checkpoint.path}: {_listed(bad)} should be one number each.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -213,6 +215,44 @@ def test_the_learning_rate_follows_its_schedule(place):
         [1e-2 * share for share in (0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25)]
     )
     assert lines[4]["lr/unet plus"] == pytest.approx(4e-2)
+
+
+def test_epochs_decide_when_they_are_given(place):
+    """7 items in batches of 2: four batches an epoch, three steps of two batches in one and a half."""
+    assert run(place, max_train_epochs=3, max_train_steps=5)[0].step == 12
+    assert run(place, max_train_epochs=3, gradient_accumulation_steps=3)[0].step == 6
+
+
+def test_wandb_gets_every_step_and_no_secrets(place, monkeypatch):
+    logged: list[tuple[int, dict]] = []
+    started: dict = {}
+    fake = types.ModuleType("wandb")
+    fake.login = lambda key: started.update(key=key)
+    fake.init = lambda **arguments: (
+        started.update(arguments)
+        or types.SimpleNamespace(
+            log=lambda values, step: logged.append((step, values)),
+            finish=lambda: started.update(finished=True),
+        )
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    table = place["output_dir"].with_name("tracker.toml")
+    table.write_text('[wandb]\ntags = ["cats"]\n')
+    run(
+        place,
+        log_with="wandb",
+        wandb_api_key="secret",
+        wandb_run_name="one",
+        log_config=True,
+        log_tracker_config=table,
+    )
+    assert [step for step, _ in logged] == list(range(1, 9))
+    assert started["key"] == "secret"
+    assert (started["project"], started["name"], started["tags"]) == ("network_train", "one", ["cats"])
+    assert started["finished"]
+    assert started["config"]["learning_rate"] == "0.01"
+    assert "secret" not in str(started["config"])
+    assert "wandb_api_key" not in started["config"]
 
 
 def test_accumulation_weighs_every_sample_the_same(place, tmp_path):

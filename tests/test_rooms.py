@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "files": set(),
     "device": set(),
     "pictures": set(),
-    "quantization": {"files", "device"},
+    "quantization": {"config", "files", "device"},
     "offload": {"config", "device"},
     "networks": {"config", "files"},
     "sampling": {"config"},

@@ -20,7 +20,8 @@ from musubi_core.encoders.model_config import read_model_config
 from musubi_core.encoders.stored_scales import without_helpers
 from musubi_core.errors import BadFileError, MissingLibraryError
 from musubi_core.files.checkpoint import Checkpoint, open_checkpoint
-from musubi_core.quantization.fp8_linear import FP8, to_fp8, use_fp8_linears
+from musubi_core.quantization.fp8 import FP8, to_fp8
+from musubi_core.quantization.fp8_linear import use_fp8_linears
 
 if TYPE_CHECKING:
     from transformers import LlamaModel

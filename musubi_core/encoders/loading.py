@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from musubi_core.encoders.fp8_layers import read_fp8_layers
 from musubi_core.encoders.stored_scales import read_unscaled
 from musubi_core.errors import BadFileError
 from musubi_core.files.checkpoint import Checkpoint
 from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.quantization.scheme import QuantisationConfig
 
 
 def prefix_before(names: Iterable[str], anchor: str) -> str | None:
@@ -61,15 +63,23 @@ def fill(
     dtype_of: Callable[[str], torch.dtype],
     cast: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to,
     transform: Callable[[str, Tensor], Tensor] | None = None,
+    quantisation: QuantisationConfig | None = None,
 ) -> None:
     """Load every parameter of an empty `module`, in place; tensors are read, cast and moved one by one.
 
     sources: own parameter name -> name in the file. dtype_of: own name -> dtype. transform: (own name, tensor
-    as read) -> tensor, before the cast. The module is frozen and in evaluation mode afterwards; buffers move
-    to the device in their own precision.
+    as read) -> tensor, before the cast. quantisation: which linear layers become 8-bit ones, and how; those
+    are read by rows and never held whole in another precision, unless there is a transform.
+    The module is frozen and in evaluation mode afterwards; buffers move to the device in their own precision.
     """
     state: dict[str, Tensor] = {}
+    if quantisation is not None:
+        state |= read_fp8_layers(
+            module, checkpoint, sources, quantisation, device=device, transform=transform
+        )
     for name, empty in module.state_dict().items():
+        if name in state:
+            continue
         stored = read_unscaled(checkpoint, sources[name])
         if transform is not None:
             stored = transform(name, stored)

@@ -6,7 +6,7 @@ Legend: B captions, L tokens, D hidden size, H width of all heads together.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,9 @@ from musubi_core.encoders.model_config import read_model_config
 from musubi_core.encoders.stored_scales import without_helpers
 from musubi_core.errors import BadFileError
 from musubi_core.files.checkpoint import Checkpoint, open_checkpoint
-from musubi_core.quantization.fp8_linear import FP8, to_fp8, use_fp8_linears
+from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.quantization.fp8 import FP8, to_fp8
+from musubi_core.quantization.fp8_linear import use_fp8_linears
 
 if TYPE_CHECKING:
     from transformers.models.t5.modeling_t5 import T5Stack
@@ -71,14 +73,28 @@ def open_t5(path: Path, *, device: torch.device, dtype: torch.dtype, fp8: bool =
         stored = {name: checkpoint.header[source] for name, source in sources.items()}
         check_names(wanted, stored, path=path, what="T5 encoder")
 
-        def dtype_of(name: str) -> torch.dtype:
-            return FP8 if fp8 and _LINEAR.fullmatch(name) else dtype
+        fill_stack(model, checkpoint, sources, device=device, dtype=dtype, fp8=fp8)
+    return model
 
-        fill(model, checkpoint, sources, device=device, dtype_of=dtype_of, cast=cast)
+
+def fill_stack(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    sources: Mapping[str, str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    fp8: bool,
+) -> None:
+    """Load an empty T5Stack, in place. fp8: see `open_t5`."""
+
+    def dtype_of(name: str) -> torch.dtype:
+        return FP8 if fp8 and _LINEAR.fullmatch(name) else dtype
+
+    fill(model, checkpoint, sources, device=device, dtype_of=dtype_of, cast=_cast)
     use_fp8_linears(model)
     if fp8:
-        hide_wo(model)
-    return model
+        _hide_wo(model)
 
 
 @torch.no_grad()
@@ -89,7 +105,7 @@ def t5_states(model: T5Stack, ids: Tensor) -> Tensor:
     return states
 
 
-def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """To `dtype`; to e4m3fn without NaN for what is out of its range."""
     return to_fp8(tensor) if dtype == FP8 else tensor.to(dtype)
 
@@ -113,7 +129,7 @@ class HiddenWo(nn.Module):
         return self.linear(x)
 
 
-def hide_wo(model: nn.Module) -> None:
+def _hide_wo(model: nn.Module) -> None:
     """Put every layer named `wo` into a HiddenWo, in place. Load the weights first."""
     for parent in list(model.modules()):
         wo = getattr(parent, "wo", None)
@@ -122,18 +138,28 @@ def hide_wo(model: nn.Module) -> None:
 
 
 def _sources(checkpoint: Checkpoint) -> dict[str, str]:
-    """Name in T5Stack -> name in the file. Decoder, head, the second copy of the embedding are dropped."""
     names = without_helpers(checkpoint.header)
-    encoder = prefix_before([name for name in names if ".decoder." not in f".{name}"], ANCHOR)
-    if encoder is None:
+    found = stack_names(names)
+    if found is None:
         first = ", ".join(names[:3]) or "none"
         raise BadFileError(
             f"{checkpoint.path} is not a T5 text encoder: none of its {len(names)} tensors is named "
             f"encoder.{ANCHOR} (first: {first}). Expected {WANTED}."
         )
+    return found
+
+
+def stack_names(names: Sequence[str]) -> dict[str, str] | None:
+    """Name in T5Stack -> name in a file; None if there is no encoder of any T5.
+
+    Decoder, head and the second copy of the embedding are dropped.
+    """
+    encoder = prefix_before([name for name in names if ".decoder." not in f".{name}"], ANCHOR)
+    if encoder is None:
+        return None
     own = {name.removeprefix(encoder): name for name in names if name.startswith(encoder)}
     shared = encoder.removesuffix("encoder.") + SHARED
-    if EMBEDDING not in own and shared in checkpoint.header:
+    if EMBEDDING not in own and shared in names:
         own[EMBEDDING] = shared
     return {
         short: name
@@ -143,46 +169,56 @@ def _sources(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _sizes(checkpoint: Checkpoint, sources: Mapping[str, str], config: Mapping[str, Any]) -> T5Sizes:
-    def rows_columns(name: str) -> tuple[int, ...]:
-        if name not in sources:
-            raise BadFileError(
-                f"{checkpoint.path} is not an encoder of T5 v1.1: it lacks {name}. Expected {WANTED}."
-            )
-        return checkpoint.header[sources[name]].shape
+    try:
+        return stack_sizes({name: checkpoint.header[source] for name, source in sources.items()}, config)
+    except KeyError as error:
+        raise BadFileError(
+            f"{checkpoint.path} is not an encoder of T5 v1.1: it lacks {error.args[0]}. Expected {WANTED}."
+        ) from None
 
-    rows, hidden = rows_columns(EMBEDDING)
-    buckets, heads = rows_columns(BIAS)
-    numbers = [re.match(r"block\.(\d+)\.", name) for name in sources]
+
+def stack_sizes(header: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> T5Sizes:
+    """Sizes from the shapes of T5Stack's tensors, and the rest from config.json, if any.
+
+    Raises KeyError with the name of a tensor that is missing.
+    """
+    rows, hidden = header[EMBEDDING].shape
+    buckets, heads = header[BIAS].shape
+    numbers = [re.match(r"block\.(\d+)\.", name) for name in header]
     return T5Sizes(
         rows=rows,
         hidden=hidden,
-        mlp=rows_columns("block.0.layer.1.DenseReluDense.wi_0.weight")[0],
+        mlp=header["block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0],
         layers=1 + max(int(number.group(1)) for number in numbers if number),
         heads=heads,
-        head=rows_columns(ANCHOR)[0] // heads,
+        head=header[ANCHOR].shape[0] // heads,
         buckets=buckets,
         distance=int(config.get("relative_attention_max_distance", DISTANCE)),
         eps=float(config.get("layer_norm_epsilon", EPS)),
     )
 
 
+def t5_config(sizes: T5Sizes) -> dict[str, Any]:
+    """Arguments of transformers' T5Config and UMT5Config."""
+    return {
+        "vocab_size": sizes.rows,
+        "d_model": sizes.hidden,
+        "d_kv": sizes.head,
+        "d_ff": sizes.mlp,
+        "num_layers": sizes.layers,
+        "num_heads": sizes.heads,
+        "relative_attention_num_buckets": sizes.buckets,
+        "relative_attention_max_distance": sizes.distance,
+        "layer_norm_epsilon": sizes.eps,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
 def _empty_t5(sizes: T5Sizes) -> T5Stack:
     def build() -> T5Stack:
         from transformers import T5Config, T5EncoderModel
 
-        config = T5Config(
-            vocab_size=sizes.rows,
-            d_model=sizes.hidden,
-            d_kv=sizes.head,
-            d_ff=sizes.mlp,
-            num_layers=sizes.layers,
-            num_heads=sizes.heads,
-            relative_attention_num_buckets=sizes.buckets,
-            relative_attention_max_distance=sizes.distance,
-            layer_norm_epsilon=sizes.eps,
-            feed_forward_proj="gated-gelu",
-        )
         # The stack alone: the whole model holds the embedding a second time under another name.
-        return T5EncoderModel(config).encoder
+        return T5EncoderModel(T5Config(**t5_config(sizes))).encoder
 
     return empty(build)

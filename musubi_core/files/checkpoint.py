@@ -32,6 +32,7 @@ class Checkpoint:
         path: Path,
         header: Mapping[str, TensorInfo],
         read: Callable[[str, bool], Tensor],
+        read_rows: Callable[[str, int, int], Tensor],
         *,
         metadata: Mapping[str, str] | None = None,
         ignored: Sequence[str] = (),
@@ -42,6 +43,7 @@ class Checkpoint:
         self.metadata = metadata or {}
         self.ignored = tuple(ignored)
         self._read = read
+        self._read_rows = read_rows
         self._close = close
 
     def read(self, name: str, *, own_memory: bool = False) -> Tensor:
@@ -54,6 +56,15 @@ class Checkpoint:
         if name not in self.header:
             raise missing_tensor(self.path, name, self.header)
         return self._read(name, own_memory)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """The range [start, stop) of a tensor's first axis on the CPU: a copy, or a window as `read` says.
+
+        Raises BadFileError for a name that is not there.
+        """
+        if name not in self.header:
+            raise missing_tensor(self.path, name, self.header)
+        return self._read_rows(name, start, stop)
 
     def close(self) -> None:
         if self._close is not None:
@@ -119,6 +130,7 @@ def _open_shards(path: Path, shards: Shards) -> Checkpoint:
             path,
             {name: part.header[name] for name, part in owner.items()},
             lambda name, own_memory: owner[name].read(name, own_memory=own_memory),
+            lambda name, start, stop: owner[name].read_rows(name, start, stop),
             metadata=metadata,
             ignored=ignored,
             close=stack.pop_all().close,
@@ -131,6 +143,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
         path,
         file.header.tensors,
         lambda name, own_memory: file.read(name),
+        file.read_rows,
         metadata=file.metadata,
         close=file.close,
     )
@@ -146,6 +159,7 @@ def _open_torch(path: Path) -> Checkpoint:
         path,
         header,
         lambda name, own_memory: tensors[name].clone() if own_memory else tensors[name],
+        lambda name, start, stop: tensors[name][start:stop],
         ignored=ignored,
         close=tensors.clear,
     )

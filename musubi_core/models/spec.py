@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from musubi_core.config import LatentShape
 from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.quantization.scheme import QuantisationConfig
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ Conditioning: TypeAlias = "Mapping[str, Any]"  # whatever `predict` of the same 
 
 
 Header: TypeAlias = Mapping[str, TensorInfo]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class LoadRequest:
     checkpointing: bool = False
     options: Any = None  # an instance of ArchSpec.train_options
     transform: Callable[[str, Tensor], Tensor] | None = None  # per tensor, original naming, before the cast
+    quantisation: QuantisationConfig | None = None  # layers to keep in 8 bits, made after `transform`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,7 @@ class LatentEncoding:
     settings: Mapping[str, Any]  # everything else that changes the result, JSON values
     open: Callable[[], LatentCodec]  # heavy: called only when something must be encoded
     item_options: tuple[str, ...] = ()  # keys of Pixels.item_options that it reads
+    controls_are_frames: bool = False  # each control of a picture is one more frame of its latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,8 @@ class SamplingDefaults:
     """Defaults of inference: Euler steps, time shift, embedded guidance, frame rate (0: pictures only).
 
     shift_for: the time shift for a latent of (height, width), where it depends on the size; `shift` is then
-    the one of the size that the architecture was made for.
+    the one of the size that the architecture was made for. cfg_scale: of classifier-free guidance, which asks
+    the network twice; 1 means once.
     """
 
     steps: int
@@ -127,6 +132,7 @@ class SamplingDefaults:
     guidance: float
     fps: float
     shift_for: Callable[[int, int], float] | None = None
+    cfg_scale: float = 1.0
 
     def shift_at(self, height: int, width: int) -> float:
         """The time shift for a latent of this size."""
@@ -135,11 +141,25 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expert:
-    """One network of a model that has several, with its range of t (1 is pure noise)."""
+    """One network of a model that may have several, and the noise levels that it is for.
 
+    It answers for t_min <= t < t_max, and the one with t_max = 1 for t = 1 too. Experts of equal `lora` share
+    one LoRA; otherwise each LoRA is a file of its own with `lora` in its name. offload: it waits in host
+    memory while another expert computes. cfg_scale: where it is not the one of SamplingDefaults.
+    """
+
+    path: Path
     name: str = ""
     t_min: float = 0.0
     t_max: float = 1.0
+    lora: str = ""
+    offload: bool = False
+    cfg_scale: float | None = None
+
+
+def single_expert(dit: Path, options: Any) -> tuple[Expert, ...]:
+    """The network in `dit` for every noise level, as most architectures have it."""
+    return (Expert(path=dit),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +181,14 @@ class TinyFiles:
 
 
 def _no_reason(header: Header) -> str:
+    return ""
+
+
+def _as_given(dit: Path, options: Any) -> Any:
+    return options
+
+
+def _always_fits(shapes: Shapes, options: Any) -> str:
     return ""
 
 
@@ -206,7 +234,28 @@ class ArchSpec:
     # sampling
     sampling: SamplingDefaults
     sample_conditioning: Callable[[Batch, float, Any], Conditioning]  # (batch, guidance, options)
-    experts: tuple[Expert, ...] = (Expert(),)
+
+    # the geometry of latents where the options decide, given any of the three option dataclasses
+    latent_for: Callable[[Any], LatentShape] | None = None
+    sampling_for: Callable[[Any], SamplingDefaults] | None = None  # the same, given train options
+    # (--dit, train options) -> the options with what the file tells filled in; ConfigError when they disagree
+    settle: Callable[[Path, Any], Any] = _as_given
+    # (--dit, settled train options) -> the networks, lowest noise first
+    experts: Callable[[Path, Any], tuple[Expert, ...]] = single_expert
+    # (shapes of an item's cached tensors by name, settled train options) -> why it cannot be trained on, in
+    # words that follow the path of its latents: "has no clip, ..."; "" when it can
+    unfit: Callable[[Shapes, Any], str] = _always_fits
+
+    # modules whose linear layers may be kept in 8 bits, e.g. ("double_blocks",); empty: fp8 is not offered
+    fp8_targets: tuple[str, ...] = ()
 
     # why `detect` turned a header down, for messages: "it holds a VAE. Expected ..."
     refuse: Callable[[Header], str] = _no_reason
+
+    def latent_with(self, options: Any) -> LatentShape:
+        """The geometry of latents with these options of a job (None: their defaults)."""
+        return self.latent if self.latent_for is None or options is None else self.latent_for(options)
+
+    def sampling_with(self, options: Any) -> SamplingDefaults:
+        """The defaults of inference with these train options (None: their defaults)."""
+        return self.sampling if self.sampling_for is None or options is None else self.sampling_for(options)

@@ -40,7 +40,10 @@ def test_packed_weights_are_refused_with_the_file_to_use_instead(tmp_path):
 def test_a_scale_of_another_size_is_refused(tmp_path):
     path = tmp_path / "blocks.safetensors"
     save_file({"a.weight": WEIGHT.to(torch.float8_e4m3fn), "a.scale_weight": torch.ones(2, 4)}, path)
-    with open_checkpoint(path) as checkpoint, pytest.raises(BadFileError, match=r"a\.scale_weight has 8"):
+    with (
+        open_checkpoint(path) as checkpoint,
+        pytest.raises(BadFileError, match=r"a\.scale_weight has shape \[2, 4\]"),
+    ):
         read_unscaled(checkpoint, "a.weight")
 
 
@@ -55,3 +58,15 @@ def test_scales_and_markers_are_no_weights():
         "b.bias",
     ]
     assert without_helpers(names) == ["a.weight", "b.bias"]
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1), (2, 2)])
+def test_a_scale_for_each_block_of_a_row_is_multiplied_out(tmp_path, shape):
+    path = tmp_path / "blocks.safetensors"
+    weight, scale = torch.ones(2, 4), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    save_file(
+        {"a.weight": weight.to(torch.float8_e4m3fn), "a.scale_weight": scale.reshape(shape).contiguous()},
+        path,
+    )
+    with open_checkpoint(path) as checkpoint:
+        assert read_unscaled(checkpoint, "a.weight").tolist() == [[1, 1, 2, 2], [3, 3, 4, 4]]

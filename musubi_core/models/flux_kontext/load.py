@@ -50,5 +50,6 @@ def load(request: LoadRequest) -> FluxKontext:
             device=request.device,
             dtype_of=lambda name: dtype,
             transform=request.transform,
+            quantisation=request.quantisation,
         )
     return network

@@ -115,6 +115,7 @@ SPEC = ArchSpec(
     keep_precise=(
         *("norm", "bias", "mod", "time_in", "vector_in", "guidance_in", "txt_in", "img_in", "final_layer"),
     ),
+    fp8_targets=("double_blocks", "single_blocks"),
     lora_names=LORA_NAMES,
     network_modules=("networks.lora_flux", "networks.lora"),
     sampling=SamplingDefaults(steps=28, shift=3.158, shift_for=_shift, guidance=2.5, fps=0.0),

@@ -56,6 +56,7 @@ def load(request: LoadRequest) -> HunyuanVideo:
             device=request.device,
             dtype_of=lambda name: dtype,
             transform=request.transform,
+            quantisation=request.quantisation,
         )
     return network
 

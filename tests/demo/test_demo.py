@@ -47,6 +47,7 @@ def test_every_file_that_the_demo_lists_exists_and_its_purpose_is_said(finished)
     assert all(path.exists() and purpose for path, purpose in result.files)
     last = [event.text for event in events if isinstance(event, Note)][-1]
     assert "demo.safetensors" in last and "samples.png" in last
+    assert ("media/controls" in last) == (finished[0] / "media" / "controls").exists()
     assert {event.path for event in events if isinstance(event, FileWritten)} >= {
         result.grid,
         result.loss_plot,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from musubi_core.events import Note, Warned
 from musubi_core.files.tensors import write_tensors
 from musubi_core.models.flux_kontext.options import LatentOptions, TextOptions, TrainOptions
 from musubi_core.models.flux_kontext.spec import SPEC
-from musubi_core.models.spec import EncoderRequest, LoadRequest, Pixels, TinyFiles
+from musubi_core.models.spec import ArchSpec, EncoderRequest, LoadRequest, Pixels, TinyFiles
 from musubi_core.networks.building import build_network
 from musubi_core.networks.config import NetworkConfig
 from musubi_core.networks.saving import lora_tensors
@@ -279,18 +279,18 @@ def test_videos_are_refused(pairs):
 
 
 @pytest.fixture
-def drawn(tmp_path, tiny) -> Callable[[TrainingSet], list[np.ndarray]]:
+def drawn(tmp_path, tiny) -> Callable[..., list[np.ndarray]]:
     """Pictures of the cached items, by the base model, as the demo draws them."""
     model = SPEC.load(LoadRequest(path=tiny.dit, device=CPU, dtype=torch.float32))
     targets = Targets(classes=SPEC.adapt_classes, exclude=SPEC.adapt_exclude)
     network = build_network(model, NetworkConfig(network_dim=1), targets, generator=torch.Generator())
     lora = tmp_path / "lora.safetensors"
     write_tensors(lora, lora_tensors(network))
-    sampler = open_sampler(
-        SPEC, dit=tiny.dit, vae=tiny.vae, lora=lora, latent_options=LatentOptions(), steps=2
-    )
 
-    def draw(training: TrainingSet) -> list[np.ndarray]:
+    def draw(training: TrainingSet, spec: ArchSpec = SPEC) -> list[np.ndarray]:
+        sampler = open_sampler(
+            spec, dit=tiny.dit, vae=tiny.vae, lora=lora, latent_options=LatentOptions(), steps=2
+        )
         return [base for base, _ in base_beside_lora(sampler, training.items, seed=0)]
 
     return draw
@@ -307,3 +307,22 @@ def test_a_sample_follows_its_control_and_never_sees_the_target(pairs, drawn):
     assert np.abs(first[0].astype(int) - other_control[0]).mean() > 0.1
     assert np.array_equal(first[1], other_control[1])
     assert np.array_equal(other_control[0], other_target[0])
+
+
+def test_the_sampler_is_given_everything_but_the_target_and_shifts_by_its_size(pairs, drawn):
+    given: list[set[str]] = []
+    sizes: list[tuple[int, int]] = []
+
+    def conditioning(batch, guidance, options):
+        given.append(set(batch))
+        return SPEC.sample_conditioning(batch, guidance, options)
+
+    def shift(height: int, width: int) -> float:
+        sizes.append((height, width))
+        return 3.0
+
+    pairs.write()
+    sampling = replace(SPEC.sampling, shift_for=shift)
+    drawn(pairs.cached(), replace(SPEC, sample_conditioning=conditioning, sampling=sampling))
+    assert given == [{"latents_control", "t5_vec", "clip_l_pooler"}] * 4
+    assert sizes == [(12, 10), (12, 10), (10, 12), (10, 12)]

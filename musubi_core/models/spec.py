@@ -119,6 +119,19 @@ class LoraNames:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNames:
+    """What the same network calls its layers in another program.
+
+    rows: (our dotted name, theirs); `{}` stands for the number of a block. Several names of theirs divide the
+    rows of our layer in that order: each has as many rows as the layer has inputs, the last all the rest.
+    swapped: our names of layers whose two halves of rows are the other way round there.
+    """
+
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    swapped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingDefaults:
     """Defaults of inference: Euler steps, time shift, embedded guidance, frame rate (0: pictures only).
 
@@ -192,6 +205,10 @@ def _always_fits(shapes: Shapes, options: Any) -> str:
     return ""
 
 
+def _not_released() -> Shapes:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchSpec:
     """Everything the program may ask about an architecture. Shapes: see the types above.
@@ -251,6 +268,12 @@ class ArchSpec:
 
     # why `detect` turned a header down, for messages: "it holds a VAE. Expected ..."
     refuse: Callable[[Header], str] = _no_reason
+
+    # files of LoRAs: names and shapes of the released network's parameters (the largest where there are
+    # several); what diffusers calls its layers; other architectures that take its LoRAs under other names
+    released: Callable[[], Shapes] = _not_released
+    diffusers_names: LayerNames | None = None
+    related: Mapping[str, LayerNames] = field(default_factory=dict)
 
     def latent_with(self, options: Any) -> LatentShape:
         """The geometry of latents with these options of a job (None: their defaults)."""

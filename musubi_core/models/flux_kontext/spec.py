@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from musubi_core.config import LatentShape
 from musubi_core.models.flux_kontext.detect import detect, refuse
 from musubi_core.models.flux_kontext.keys import LORA_NAMES
+from musubi_core.models.flux_kontext.layer_names import DIFFUSERS, released
 from musubi_core.models.flux_kontext.options import LatentOptions, TextOptions, TrainOptions
 from musubi_core.models.spec import (
     ArchSpec,
@@ -120,4 +121,6 @@ SPEC = ArchSpec(
     network_modules=("networks.lora_flux", "networks.lora"),
     sampling=SamplingDefaults(steps=28, shift=3.158, shift_for=_shift, guidance=2.5, fps=0.0),
     sample_conditioning=_sample_conditioning,
+    released=released,
+    diffusers_names=DIFFUSERS,
 )

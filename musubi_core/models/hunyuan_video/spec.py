@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from musubi_core.config import LatentShape
 from musubi_core.models.hunyuan_video.detect import detect, refuse
 from musubi_core.models.hunyuan_video.keys import LORA_NAMES
+from musubi_core.models.hunyuan_video.layer_names import DIFFUSERS, RELATED, released
 from musubi_core.models.hunyuan_video.options import LatentOptions, TextOptions, TrainOptions
 from musubi_core.models.spec import (
     ArchSpec,
@@ -110,4 +111,7 @@ SPEC = ArchSpec(
     network_modules=("networks.lora",),
     sampling=SamplingDefaults(steps=50, shift=7.0, guidance=6.0, fps=24.0),
     sample_conditioning=_sample_conditioning,
+    released=released,
+    diffusers_names=DIFFUSERS,
+    related=RELATED,
 )

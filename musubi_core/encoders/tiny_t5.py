@@ -41,15 +41,18 @@ def write_tiny_t5(folder: Path, generator: torch.Generator) -> None:
     write_json(folder / "config.json", config)
 
 
-def tiny_t5(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights named as in the encoder of T5 v1.1, for a vocabulary of `rows` tokens."""
+def tiny_t5(rows: int, generator: torch.Generator, *, bias_everywhere: bool = False) -> dict[str, Tensor]:
+    """Weights named as in the encoder of T5 v1.1, for a vocabulary of `rows` tokens.
+
+    bias_everywhere: every layer has a position bias, as in UMT5, and not the first alone.
+    """
     inner = HEADS * HEAD
     shapes: dict[str, tuple[int, ...]] = {"shared.weight": (rows, HIDDEN)}
     for number in range(LAYERS):
         attention, mlp = (f"encoder.block.{number}.layer.{part}" for part in (0, 1))
         shapes |= {f"{attention}.SelfAttention.{part}.weight": (inner, HIDDEN) for part in "qkv"}
         shapes[f"{attention}.SelfAttention.o.weight"] = (HIDDEN, inner)
-        if number == 0:
+        if number == 0 or bias_everywhere:
             shapes[f"{attention}.SelfAttention.relative_attention_bias.weight"] = (BUCKETS, HEADS)
         shapes[f"{attention}.layer_norm.weight"] = (HIDDEN,)
         shapes |= {f"{mlp}.DenseReluDense.wi_{part}.weight": (MLP, HIDDEN) for part in (0, 1)}

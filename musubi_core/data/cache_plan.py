@@ -30,12 +30,16 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedLatent:
-    """One latent file: what goes in, where it goes, and the fingerprint that it carries."""
+    """One latent file: what goes in, where it goes, and the fingerprint that it carries.
+
+    more_frames: frames of the latents beyond those of the sample itself, its further targets for example.
+    """
 
     sample: Sample
     path: Path
     mark: str
     facts: Mapping[str, Any]
+    more_frames: int = 0
 
     def entry(self, *, failed: str = "", foreign: bool = False) -> Entry:
         item = self.sample.item
@@ -46,7 +50,7 @@ class PlannedLatent:
             bucket=self.sample.bucket,
             start=self.sample.start,
             frames=self.sample.frames,
-            targets=len(item.targets),
+            targets=self.more_frames,
             fingerprints={} if foreign else {LATENTS: self.mark},
             failed=failed,
         )

@@ -34,7 +34,8 @@ class Entry:
     """One cache file.
 
     fingerprints: part ("latents", or the name of a text pass) -> what the file must carry; empty for a file
-    of musubi-tuner that was accepted as it is. failed: why it could not be made. used: False when stale.
+    of musubi-tuner that was accepted as it is. targets: latent frames beyond those of the window, for further
+    targets or controls. failed: why it could not be made. used: False when stale.
     """
 
     stem: str

@@ -257,7 +257,7 @@ def check_latent_shape(header: CacheHeader, entry: Entry, shape: LatentShape) ->
 
 
 def expected_latent(entry: Entry, shape: LatentShape) -> tuple[int, int, int]:
-    """(F, H, W) of an item's latents; further targets are further frames."""
+    """(F, H, W) of an item's latents; further targets, or controls, are further frames."""
     frames, height, width = shape.size(*entry.bucket, entry.frames)
     return frames + entry.targets, height, width
 

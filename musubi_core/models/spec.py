@@ -98,6 +98,7 @@ class LatentEncoding:
     open: Callable[[], LatentCodec]  # heavy: called only when something must be encoded
     item_options: tuple[str, ...] = ()  # keys of Pixels.item_options that it reads
     controls_are_frames: bool = False  # each control of a picture is one more frame of its latents
+    tensors: tuple[str, ...] = ()  # canonical names that every item gets, beyond ArchSpec.required_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

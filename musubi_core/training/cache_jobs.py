@@ -50,22 +50,24 @@ def cache_latents(
     """
     config.check()
     spec = _spec(config.architecture)
-    scans = _scan(config.dataset_config, spec.latent, emit)
+    options = _options(config.arch_options, spec.latent_options)
+    shape = spec.latent_with(options)
+    scans = _scan(config.dataset_config, shape, emit)
     if config.debug_mode is not None:
         return _preview(config, scans, emit, should_stop)
     request = EncoderRequest(
         device=pick_device(config.device),
         dtype=dtype_of(config.vae_dtype) if config.vae_dtype else None,
-        options=_options(config.arch_options, spec.latent_options),
+        options=options,
         weights=config.vae,
     )
     encoding = spec.latents(request)
-    needed = tuple(name for name in spec.required_tensors if name.startswith(LATENTS))
+    needed = (*(name for name in spec.required_tensors if name.startswith(LATENTS)), *encoding.tensors)
     workers = config.num_workers or max(1, (os.cpu_count() or 1) - 1)
     run = CacheRun(LATENTS, scans, emit)
     work: list[tuple[DatasetConfig, list[PlannedLatent]]] = []
     for one in scans:
-        folder = CacheFolder(one.dataset, spec.latent, LATENTS)
+        folder = CacheFolder(one.dataset, shape, LATENTS)
         hashes = MediaHashes(folder.media)
         _hash_media(one, hashes, workers, emit, should_stop)
         if should_stop():
@@ -73,7 +75,7 @@ def cache_latents(
         work.append((one.dataset, _plan_latents(one, encoding, hashes, needed, folder=folder, run=run)))
     if any(plan for _, plan in work):
         with torch.backends.cudnn.flags(enabled=not config.disable_cudnn_backend):
-            _make_latents(config, spec, encoding, work, run=run, workers=workers, should_stop=should_stop)
+            _make_latents(config, shape, encoding, work, run=run, workers=workers, should_stop=should_stop)
         empty_cache(request.device)
     if should_stop():
         return run.report(stopped=True)
@@ -89,9 +91,9 @@ def cache_text(
     Raises and reports as `cache_latents` does.
     """
     spec = _spec(config.architecture)
-    shape = spec.latent
-    scans = _scan(config.dataset_config, shape, emit)
     options = _options(config.arch_options, spec.text_options)
+    shape = spec.latent_with(options)
+    scans = _scan(config.dataset_config, shape, emit)
     request = EncoderRequest(device=pick_device(config.device), dtype=None, options=options)
     passes = spec.texts(request)
     run = CacheRun(TEXT, scans, emit)
@@ -175,7 +177,8 @@ def _plan_latents(
     to_make = []
     for sample in one.samples:
         path = folder.path / sample.latent_name(one.shape.short)
-        planned = PlannedLatent(sample=sample, path=path, mark="", facts={})
+        more = len(sample.item.targets) + (len(sample.item.controls) if encoding.controls_are_frames else 0)
+        planned = PlannedLatent(sample=sample, path=path, mark="", facts={}, more_frames=more)
         try:
             facts = latent_facts(sample, one.shape, hashes, encoder)
             planned = replace(planned, mark=fingerprint(facts), facts=facts)
@@ -192,7 +195,7 @@ def _plan_latents(
 
 def _make_latents(
     config: CacheLatentsConfig,
-    spec: ArchSpec,
+    shape: LatentShape,
     encoding: LatentEncoding,
     work: Sequence[tuple[DatasetConfig, Sequence[PlannedLatent]]],
     *,
@@ -206,9 +209,9 @@ def _make_latents(
     for dataset, plan in work:
         outcomes = make_latents(
             plan,
-            _loader(dataset, spec.latent),
+            _loader(dataset, shape),
             _encoder(codec, dataset),
-            shape=spec.latent,
+            shape=shape,
             batch_size=config.batch_size or dataset.batch_size,
             workers=workers,
             should_stop=should_stop,

@@ -42,7 +42,7 @@ LATER_OPTIONS: dict[str, tuple[LaterOption, ...]] = {
     ),
     "cache-text": _options(switches="fp8_vl", values="t5 text_encoder model_version"),
     "train": _options(
-        switches="""fp8_base fp8_scaled use_pinned_memory_for_block_swap block_swap_h2d_only
+        switches="""use_pinned_memory_for_block_swap block_swap_h2d_only
             img_in_txt_in_offloading disable_numpy_memmap gradient_checkpointing_cpu_offload sample_at_first
             fp8_llm fp8_t5 fp8_vl vae_tiling vae_cache_cpu one_frame f1 bulk_decode offload_inactive_dit
             force_v2_1_time_embedding remove_first_image_from_target
@@ -79,7 +79,6 @@ LATER_JOBS: dict[str, LaterJob] = {
         ),
         LaterJob(name="merge-lora", help="Merge LoRAs into a model, or into one LoRA."),
         LaterJob(name="extract-lora", help="Make a LoRA from the difference of two models."),
-        LaterJob(name="resize-lora", help="Lower the rank of a LoRA."),
         LaterJob(name="quantize-fp8", help="Write a model with scaled fp8 weights."),
     )
 }

@@ -61,8 +61,10 @@ def quantise_rows(
     codes = torch.empty(tuple(shape), dtype=DTYPES[scheme.format], device=device)
     scale = torch.empty(scheme.scale_shape(shape), dtype=torch.float32, device=device)
     if scheme.granularity == "tensor":
-        peaks = [read(*part).to(device, torch.float32).abs().amax() for part in _parts(shape, device)]
-        scale.copy_(_scale_of(torch.stack(peaks).amax(), largest))
+        scale.zero_()
+        for part in _parts(shape, device):
+            torch.maximum(scale, read(*part).to(device, torch.float32).abs().amax(), out=scale)
+        scale.copy_(_scale_of(scale, largest))
     for start, stop in _parts(shape, device):
         rows = _grouped(read(start, stop).to(device, torch.float32), scheme)
         if scheme.granularity == "tensor":

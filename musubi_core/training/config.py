@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from musubi_core.errors import ConfigError
 from musubi_core.networks.config import NetworkConfig
+from musubi_core.quantization.config import Fp8Options
 from musubi_core.training.options.compile import CompileOptions
 from musubi_core.training.options.data import DataOptions
 from musubi_core.training.options.logging import LoggingOptions
@@ -33,6 +34,7 @@ class TrainConfig:
     saving: SavingOptions
     logging: LoggingOptions
     compile: CompileOptions
+    fp8: Fp8Options
     arch_options: object = None  # an instance of the architecture's train_options; None means its defaults
 
     def check(self) -> None:
@@ -45,6 +47,7 @@ class TrainConfig:
         self.saving.check()
         self.logging.check()
         self.compile.check(split_attention=self.model.split_attn)
+        self.fp8.check()
         for name, path in (("dit", self.model.dit), ("dataset_config", self.data.dataset_config)):
             if not path.exists():
                 raise ConfigError(f"--{name}: {path} does not exist. Give the path of an existing file.")

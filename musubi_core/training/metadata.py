@@ -96,7 +96,7 @@ def _training(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "ss_training_comment": config.saving.training_comment,
         "ss_optimizer": facts.optimizer,
         "ss_max_grad_norm": config.optimizer.max_grad_norm,
-        "ss_fp8_base": False,
+        **{f"ss_{name}": value for name, value in values_of(config.fp8).items()},
         "ss_full_fp16": False,
         "ss_full_bf16": False,
     }

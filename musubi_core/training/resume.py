@@ -14,7 +14,7 @@ from musubi_core.training.config import TrainConfig
 from musubi_core.training.state import RunState
 
 # Options of the parts below that may change between two runs without changing where the weights go.
-FREE = frozenset({"network_weights", "base_weights", "show_timesteps", "lora_key_format"})
+FREE = frozenset({"network_weights", "base_weights", "show_timesteps", "lora_key_format", "upcast_fp8"})
 
 
 def trajectory(config: TrainConfig, *, precision: str) -> dict[str, Any]:
@@ -26,7 +26,11 @@ def trajectory(config: TrainConfig, *, precision: str) -> dict[str, Any]:
     values: dict[str, Any] = {"mixed_precision": precision, "validation_split": validation.validation_split}
     if validation.validation_split:
         values["validation_seed"] = validation.validation_seed
-    for part in (config.network, config.optimizer, config.schedule, config.timesteps, config.arch_options):
+    parts = (
+        *(config.network, config.optimizer, config.schedule, config.timesteps, config.fp8),
+        config.arch_options,
+    )
+    for part in parts:
         values |= {name: value for name, value in values_of(part).items() if name not in FREE}
     return {name: _plain(value) for name, value in values.items()}
 

@@ -24,6 +24,7 @@ from musubi_core.networks.merging import weight_transform
 from musubi_core.networks.network import Network
 from musubi_core.networks.report import notes
 from musubi_core.networks.targets import Targets
+from musubi_core.quantization.report import report as quantisation_report
 from musubi_core.training.compiling import backend_switches, compile_network
 from musubi_core.training.config import TrainConfig
 from musubi_core.training.draws import generator_for
@@ -82,9 +83,12 @@ def train(
 
 
 def load_model(opened: Opened) -> nn.Module:
-    """The frozen base model on the device, with base_weights merged into it."""
+    """The frozen base model on the device, base_weights merged into it before any of it is quantised."""
     config, spec, here = opened.config, opened.spec, opened.here
     merge = weight_transform(config.network.base_files(), spec.lora_names.comfyui)
+    quantisation = config.fp8.request(
+        targets=spec.fp8_targets, keep_precise=spec.keep_precise, architecture=spec.name
+    )
     model = spec.load(
         LoadRequest(
             path=config.model.dit,
@@ -95,8 +99,12 @@ def load_model(opened: Opened) -> nn.Module:
             checkpointing=config.loop.gradient_checkpointing,
             options=config.arch_options,
             transform=merge if config.network.base_weights else None,
+            quantisation=quantisation,
         )
     )
+    if quantisation is not None:
+        for event in quantisation_report(model, quantisation):
+            opened.emit(event)
     if config.network.base_weights:
         for path, layers in merge.finish().items():
             opened.emit(Note(text=f"{path.name} was merged into {layers} layers of the base model."))

@@ -112,9 +112,10 @@ def test_a_wrong_config_file_ends_with_2(
 
 
 def test_an_option_of_a_later_version_is_refused_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    assert cli.main(["train", "--fp8_base"]) == 2
+    assert cli.main(["train", "--save_state_to_huggingface"]) == 2
     assert (
-        "--fp8_base is known from musubi-tuner but not available in this version" in capsys.readouterr().err
+        "--save_state_to_huggingface is known from musubi-tuner but not available in this version"
+        in capsys.readouterr().err
     )
     (tmp_path / "run.toml").write_text("blocks_to_swap = 20", encoding="utf-8")
     assert cli.main(["train", "--config_file", str(tmp_path / "run.toml")]) == 2
@@ -122,9 +123,9 @@ def test_an_option_of_a_later_version_is_refused_by_name(capsys: pytest.CaptureF
 
 
 def test_a_switch_of_a_later_version_may_be_off_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "run.toml").write_text("fp8_base = false", encoding="utf-8")
+    (tmp_path / "run.toml").write_text("save_state_to_huggingface = false", encoding="utf-8")
     assert cli.main(["train", "--config_file", str(tmp_path / "run.toml")]) == 2
-    assert "fp8_base" not in capsys.readouterr().err  # only what is missing is named
+    assert "save_state_to_huggingface" not in capsys.readouterr().err  # only what is missing is named
 
 
 @pytest.mark.parametrize("name", sorted(LATER_JOBS))

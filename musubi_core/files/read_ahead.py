@@ -1,4 +1,4 @@
-"""Tensors of several files in a given order, the next one read while the last one is worked on."""
+"""Tensors of several files in a given order, the next ones read while the last ones are worked on."""
 
 from __future__ import annotations
 
@@ -11,27 +11,56 @@ from torch import Tensor
 
 from musubi_core.files.tensors import TensorFile
 
-AHEAD = 2  # tensors waiting; more costs memory and gains nothing
+PORTION = 8_000_000  # bytes read at once: handing over each small tensor by itself costs more than reading it
+AHEAD = 2  # portions waiting; more costs memory and gains nothing
+
+Read = tuple[TensorFile, str]
 
 
 @contextlib.contextmanager
-def read_ahead(reads: Iterable[tuple[TensorFile, str]]) -> Generator[Iterator[Tensor], None, None]:
+def read_ahead(reads: Iterable[Read]) -> Generator[Iterator[Tensor], None, None]:
     """An iterator over `file.read(name)` of each pair, in order, from one reading thread.
 
-    Nobody else may read from the files meanwhile. Errors of a read are raised when its turn comes.
+    At most three portions and a tensor are in memory. Nobody else may read from the files meanwhile. Errors
+    of a read are raised when its turn comes.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
         try:
-            yield _in_turn(reader, iter(reads))
+            yield _in_turn(reader, _portions(reads))
         finally:
             reader.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_turn(reader: ThreadPoolExecutor, reads: Iterator[tuple[TensorFile, str]]) -> Iterator[Tensor]:
-    waiting: deque[Future[Tensor]] = deque()
+def _portions(reads: Iterable[Read]) -> Iterator[list[Read]]:
+    portion: list[Read] = []
+    size = 0
     for file, name in reads:
-        waiting.append(reader.submit(file.read, name))
+        portion.append((file, name))
+        stored = file.header.tensors[name]
+        size += stored.end - stored.start
+        if size >= PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def _in_turn(reader: ThreadPoolExecutor, portions: Iterator[list[Read]]) -> Iterator[Tensor]:
+    waiting: deque[Future[list[Tensor]]] = deque()
+    for portion in portions:
+        waiting.append(reader.submit(_read, portion))
         if len(waiting) > AHEAD:
-            yield waiting.popleft().result()
+            yield from _given_away(waiting.popleft().result())
     while waiting:
-        yield waiting.popleft().result()
+        yield from _given_away(waiting.popleft().result())
+
+
+def _read(portion: list[Read]) -> list[Tensor]:
+    return [file.read(name) for file, name in portion]
+
+
+def _given_away(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """Each tensor once, kept no longer than its turn."""
+    tensors.reverse()
+    while tensors:
+        yield tensors.pop()

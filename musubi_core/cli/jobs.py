@@ -84,6 +84,13 @@ JOBS: dict[str, Job] = {
             positional="path",
         ),
         Job(
+            name="resize-lora",
+            help="Lower the ranks of a LoRA, layer by layer.",
+            config="musubi_core.lora_tools.resize_config:ResizeConfig",
+            run="musubi_core.cli.work:resize_lora",
+            positional="path",
+        ),
+        Job(
             name="inspect",
             help="Say what a dataset file would train on, or what a model file holds.",
             config="musubi_core.cli.inspect_file:InspectConfig",

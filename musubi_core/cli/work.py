@@ -67,6 +67,13 @@ def ema_merge(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
         check_weights(path)
 
 
+def resize_lora(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.lora_tools.resize import resize_lora as job
+
+    for path in job(config, listener, should_stop):
+        check_weights(path)
+
+
 def check_weights(path: Path) -> None:
     """Raises BadFileError when a file of weights cannot be read back whole."""
     from musubi_core.files.tensors import TensorFile

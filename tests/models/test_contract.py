@@ -29,6 +29,9 @@ from musubi_core.networks.loading import load_lora
 from musubi_core.networks.network import Network
 from musubi_core.networks.saving import lora_tensors
 from musubi_core.networks.targets import Targets
+from musubi_core.quantization.fp8 import FP8, dequantise, relative_error
+from musubi_core.quantization.fp8_linear import Fp8Linear
+from musubi_core.quantization.scheme import QuantisationConfig, Scheme
 
 CPU = torch.device("cpu")
 CAPTIONS = ("a red ball", "two cats asleep on a very long sofa, seen from above, in the evening light")
@@ -332,6 +335,75 @@ def test_what_is_kept_precise_leaves_the_blocks_to_quantise(subject: Subject):
     small = [name for name in weights if not any(part in name for part in subject.spec.keep_precise)]
     adapted = {f"{name}.weight" for name in subject.network(model).adapters}
     assert adapted <= set(small)
+
+
+def in_fp8(subject: Subject, scheme: Scheme | None) -> nn.Module:
+    """The network with its targets in 8 bits."""
+    spec = subject.spec
+    if not spec.fp8_targets:
+        pytest.skip(f"fp8 is not offered for {spec.name}")
+    config = QuantisationConfig(targets=spec.fp8_targets, keep_precise=spec.keep_precise, scheme=scheme)
+    return subject.load(quantisation=config)
+
+
+def fp8_layers(model: nn.Module) -> dict[str, Fp8Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Fp8Linear)}
+
+
+def velocity_and_gradients(subject: Subject, model: nn.Module) -> list[Tensor]:
+    network = subject.network(model)
+    network.apply_to(model)
+    shake(network)
+    velocity = subject.velocity(model)
+    velocity.square().mean().backward()
+    return [velocity.detach(), torch.cat([parameter.grad.flatten() for parameter in network.parameters()])]
+
+
+FP8_SCHEMES = [Scheme(), Scheme(granularity="channel"), Scheme(granularity="tensor"), None]
+
+
+@pytest.mark.parametrize("scheme", FP8_SCHEMES, ids=str)
+def test_in_fp8_velocity_and_gradients_stay_near(subject: Subject, scheme: Scheme | None):
+    precise = velocity_and_gradients(subject, subject.load())
+    rounded = velocity_and_gradients(subject, in_fp8(subject, scheme))
+    for one, other, most in zip(precise, rounded, (0.06, 0.12), strict=True):
+        assert 0 < (one - other).norm() <= most * one.norm()
+
+
+@pytest.mark.parametrize("scheme", FP8_SCHEMES, ids=str)
+def test_in_fp8_the_network_is_the_plain_one_with_the_weights_that_the_codes_stand_for(
+    subject: Subject, scheme: Scheme | None
+):
+    model, plain = in_fp8(subject, scheme), subject.load()
+    for name, layer in fp8_layers(model).items():
+        weight = dequantise(layer.weight, layer.scale_weight, torch.float32)
+        plain.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+    for one, other in zip(
+        velocity_and_gradients(subject, model), velocity_and_gradients(subject, plain), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_every_adapted_linear_layer_is_put_into_fp8_and_nothing_outside_the_blocks(subject: Subject):
+    model = in_fp8(subject, Scheme())
+    adapted = {
+        name for name, adapter in subject.network(model).adapters.items() if adapter.layer.kind == "Linear"
+    }
+    assert adapted <= set(fp8_layers(model))
+    inside = {id(module) for block in subject.spec.blocks(model) for module in block.modules()}
+    assert {id(layer) for layer in fp8_layers(model).values()} <= inside
+
+
+def test_no_layer_in_fp8_is_further_off_than_with_the_peers_scheme(subject: Subject):
+    """lora-and-fp8.md 6.2: blocks of 64, or rows; scales used in float32 and stored in bf16."""
+    model, plain = in_fp8(subject, Scheme()), subject.load()
+    for name, layer in fp8_layers(model).items():
+        weight = plain.get_submodule(name).weight
+        grouped = weight.unflatten(1, (-1, 64)) if weight.shape[1] % 64 == 0 else weight
+        scale = (grouped.abs().amax(-1, keepdim=True) / 448).clamp(min=1e-8)
+        codes = (grouped / scale).clamp(-448, 448).to(FP8).reshape(weight.shape)
+        ours = relative_error(weight, layer.weight, layer.scale_weight)
+        assert ours <= relative_error(weight, codes, scale.bfloat16().float()), name
 
 
 def test_encoded_prompts_and_noise_become_pixels(subject: Subject):

@@ -35,7 +35,7 @@ def labelled_grid(
         draw.text((pad + (cell + pad) * index, 6), title, fill=(40, 44, 52), font=font)
     for down, (row, title) in enumerate(zip(rows, row_titles, strict=True)):
         top = head + (cell + pad + line) * down
-        draw.text((pad, top), title[: width // 8], fill=(40, 44, 52), font=font)
+        draw.text((pad, top), _fitted(title, width // 8), fill=(40, 44, 52), font=font)
         for across, pixels in enumerate(row):
             picture = Image.fromarray(np.ascontiguousarray(pixels))
             scale = min(cell / picture.width, cell / picture.height)
@@ -43,3 +43,7 @@ def labelled_grid(
             resized = picture.resize(size, Image.Resampling.LANCZOS)
             sheet.paste(resized, (pad + (cell + pad) * across, top + line))
     return sheet
+
+
+def _fitted(title: str, letters: int) -> str:
+    return title if len(title) <= letters else f"{title[: letters - 1].rstrip()}…"

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from musubi_core.config import values_of
@@ -19,6 +20,7 @@ MINIMAL = (
     "ss_network_alpha",
     "ss_network_args",
 )
+PRIVATE = {"wandb_api_key", "resume"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +55,25 @@ def lora_metadata(
         values["ss_vae_name"] = config.model.vae.name
     for name, value in values_of(config.arch_options).items():
         values.setdefault(f"ss_{name}", value)
+    values["musubi_core.options"] = json.dumps(every_option(config), ensure_ascii=False)
     if config.saving.no_metadata:
         values = {name: value for name, value in values.items() if name in MINIMAL}
     return {name: str(value) for name, value in values.items()} | _modelspec(config, spec, facts)
+
+
+def every_option(config: TrainConfig) -> dict[str, Any]:
+    """Each option of the run by its name, as JSON values: from the declarations, so none is forgotten.
+
+    Of a path only the last part, and of a key nothing: a LoRA is given to strangers.
+    """
+    values = {**values_of(config), **values_of(config.arch_options)}
+    return {name: _shareable(value) for name, value in values.items() if name not in PRIVATE}
+
+
+def _shareable(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.name
+    return [_shareable(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _network(config: TrainConfig, spec: ArchSpec) -> dict[str, Any]:

@@ -77,6 +77,12 @@ JOBS: dict[str, Job] = {
             checkpoint="dit",
         ),
         Job(
+            name="convert-lora",
+            help="Rewrite a LoRA for another program, or for a related model.",
+            config="musubi_core.lora_tools.convert_config:ConvertConfig",
+            run="musubi_core.cli.work:convert_lora",
+        ),
+        Job(
             name="ema-merge",
             help="Average the checkpoints of one run after training (post-hoc EMA).",
             config="musubi_core.lora_tools.ema_config:EmaConfig",

@@ -74,6 +74,23 @@ def resize_lora(config: Any, listener: Listener, should_stop: ShouldStop) -> Non
         check_weights(path)
 
 
+def convert_lora(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.lora_tools.convert import convert_lora as job
+
+    path = job(config, listener, should_stop)
+    if path is not None:
+        check_records(path)
+
+
+def check_records(path: Path) -> None:
+    """Raises BadFileError when a LoRA of any form cannot be read back whole."""
+    from musubi_core.lora_tools.records import open_lora
+
+    with open_lora(path) as source:
+        for record in source.records:
+            source.read(record)
+
+
 def check_weights(path: Path) -> None:
     """Raises BadFileError when a file of weights cannot be read back whole."""
     from musubi_core.files.tensors import TensorFile

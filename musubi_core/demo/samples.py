@@ -43,9 +43,10 @@ class Sampler:
         batch = load_batch(BatchPlan(dataset=0, samples=(alone(item),)))
         latents = batch.pop("latents")  # what is to be drawn is not among the things to draw it from
         assert isinstance(latents, Tensor)  # pictures of one size are stacked
-        conditioning = spec.sample_conditioning(batch, spec.sampling.guidance, options)
+        usual = spec.sampling_with(options)
+        conditioning = spec.sample_conditioning(batch, usual.guidance, options)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-        shift = spec.sampling.shift_at(*latents.shape[-2:])
+        shift = usual.shift_at(*latents.shape[-2:])
         self.network.enabled = with_lora
 
         def velocity(x: Tensor, t: float) -> Tensor:

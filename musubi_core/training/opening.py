@@ -7,14 +7,16 @@ import secrets
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import musubi_core
 from musubi_core.data.dataset import read_datasets
+from musubi_core.data.manifest import LATENTS, REBUILD
 from musubi_core.data.training_set import TrainingSet, open_training_set, split_validation
 from musubi_core.device.attention import check_attention
-from musubi_core.errors import ConfigError
+from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import Listener, Note, Warned
 from musubi_core.files.replace import check_writable
 from musubi_core.models.detection import architecture_of
@@ -48,13 +50,14 @@ def open_run(config: TrainConfig, spec: ArchSpec | None, here: Processes, emit: 
     """Check options, files and data against each other. Raises ConfigError, BadFileError."""
     name = config.model.architecture
     spec = spec or (architecture(name) if name else architecture_of(config.model.dit))
-    config = replace(config, arch_options=config.arch_options or spec.train_options())
+    options = spec.settle(config.model.dit, config.arch_options or spec.train_options())
+    config = replace(config, arch_options=options)
     _check_with(config, spec, here)
     for line in config.timesteps.without_effect():
         emit(Warned(text=line))
-    whole = open_training_set(
-        read_datasets(config.data.dataset_config), spec.latent, spec.required_tensors, emit
-    )
+    shape = spec.latent_with(options)
+    whole = open_training_set(read_datasets(config.data.dataset_config), shape, spec.required_tensors, emit)
+    check_items(whole, spec, options)
     training, held_out = split_validation(
         whole, config.validation.validation_split, config.validation.validation_seed
     )
@@ -80,6 +83,13 @@ def open_run(config: TrainConfig, spec: ArchSpec | None, here: Processes, emit: 
         fresh=replace(fresh, total=plans.total),
         state=state,
     )
+
+
+def check_items(whole: TrainingSet, spec: ArchSpec, options: Any) -> None:
+    """Raises BadFileError naming a latent cache that lacks something these options need."""
+    for shapes, item in {item.shapes: item for item in reversed(whole.items)}.items():
+        if reason := spec.unfit({name: shape for name, shape, _ in shapes}, options):
+            raise BadFileError(f"{item.latents} {reason} Run {REBUILD[LATENTS]} again.")
 
 
 def _check_with(config: TrainConfig, spec: ArchSpec, here: Processes) -> None:

@@ -59,7 +59,7 @@ def find_tokenizer(
     inside that file. Raises ConfigError if `given` is a path without a tokenizer.
     """
     if given is not None:
-        return _given(option, given)
+        return _given(option, given, hub)
     around = [encoder, encoder / "tokenizer", encoder.parent / sibling] if encoder.is_dir() else []
     if beside is not None and not encoder.is_dir():
         if _is_packed(encoder):
@@ -115,12 +115,12 @@ def token_ids(
     return ids, mask
 
 
-def _given(option: str, given: str) -> TokenizerPlace:
+def _given(option: str, given: str, usual: str) -> TokenizerPlace:
     path = Path(given)
     if path.name in (JSON, SPIECE, *PAIR) and path.is_file():
         path = path.parent
     if _files_in(path):
-        return TokenizerPlace(option=option, folder=path, hub=given)
+        return TokenizerPlace(option=option, folder=path, hub=usual)
     if path.exists() or path.is_absolute() or len(path.parts) > 2 or "\\" in given:
         found = "is there, but holds no tokenizer" if path.exists() else "does not exist"
         raise ConfigError(

@@ -16,11 +16,11 @@ USUAL_TASK = "t2v-14B"  # musubi-tuner's default; all but ti2v-5B share its geom
 def latent_for(options: Any) -> LatentShape:
     """The latents of a task, and how many controls its items have when latents are cached.
 
-    options: of any job. The jobs that look at latents or text only take no controls.
+    options: of any job. Those that do not encode latents leave any number of controls alone.
     """
     task = options.task or USUAL_TASK
     small = TASKS[task].small_latents
-    least, most = _controls(options) if isinstance(options, LatentOptions) else (0, 0)
+    least, most = _controls(options) if isinstance(options, LatentOptions) else (0, None)
     return LatentShape(
         architecture="wan",
         short="wan",

@@ -35,9 +35,10 @@ from musubi_core.models.hunyuan_video.config import HunyuanVideoConfig
 from musubi_core.models.hunyuan_video.model import HunyuanVideo
 from musubi_core.training.config import TrainConfig
 from musubi_core.training.inputs import prepare
+from musubi_core.training.loading import attach_loras, load_experts
 from musubi_core.training.opening import open_run
 from musubi_core.training.processes import join_processes
-from musubi_core.training.run import attach_network, load_model, make_loop, train
+from musubi_core.training.run import make_loop, train
 
 RESULTS = Path(__file__).parent / "results"
 TEXT, POOLED, TOKENS = 128, 64, 24
@@ -148,13 +149,13 @@ def _bare_step(config: TrainConfig) -> Callable[[], None]:
     """One step without a loop around it, on a batch, network and optimizer of its own."""
     with join_processes("no") as here:
         opened = open_run(config, None, here, lambda event: None)
-        model = load_model(opened)
-        network = attach_network(opened, model)
-        loop = make_loop(opened, model, network, [], lambda: False)
+        experts = load_experts(opened)
+        loras = attach_loras(opened, experts)
+        loop = make_loop(opened, experts, loras, [], lambda: False)
     batch = prepare(loop.recipe, opened.plans.at(0).mine[0])
     loop.stepper.gradients.detach()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.learning_rate)
-    spec, arch_options = opened.spec, opened.config.arch_options
+    optimizer = torch.optim.AdamW(loras.parts()[0], lr=config.optimizer.learning_rate)
+    spec, arch_options, model = opened.spec, opened.config.arch_options, experts.models[0]
 
     def step() -> None:
         optimizer.zero_grad()

@@ -260,6 +260,8 @@ class ArchSpec:
     settle: Callable[[Path, Any], Any] = _as_given
     # (--dit, settled train options) -> the networks, lowest noise first
     experts: Callable[[Path, Any], tuple[Expert, ...]] = single_expert
+    # train options that change no number, so that a resumed run may have others
+    harmless: tuple[str, ...] = ()
     # (shapes of an item's cached tensors by name, settled train options) -> why it cannot be trained on, in
     # words that follow the path of its latents: "has no clip, ..."; "" when it can
     unfit: Callable[[Shapes, Any], str] = _always_fits

@@ -76,15 +76,21 @@ class Network(nn.Module):
         self.enabled = True  # False: the base model, exactly
         self._hooks: list[RemovableHandle] = []
 
-    def apply_to(self, model: nn.Module) -> None:
-        """Add every adapter's change to its layer's output from now on. Raises ValueError if one is gone."""
+    def apply_to(self, *models: nn.Module) -> None:
+        """Add every adapter's change to its layer's output from now on. Raises ValueError if one is gone.
+
+        Several models of one layout may share the adapters.
+        """
         self.remove()
-        modules = dict(model.named_modules())
-        lost = [name for name in self.adapters if name not in modules]
-        if lost:
-            raise ValueError(f"the model has no layer {lost[0]} (and {len(lost) - 1} more); was it rebuilt?")
-        for name, adapter in self.adapters.items():
-            self._hooks.append(modules[name].register_forward_hook(_hook(self, adapter)))
+        for model in models:
+            modules = dict(model.named_modules())
+            lost = [name for name in self.adapters if name not in modules]
+            if lost:
+                raise ValueError(
+                    f"the model has no layer {lost[0]} (and {len(lost) - 1} more); was it rebuilt?"
+                )
+            for name, adapter in self.adapters.items():
+                self._hooks.append(modules[name].register_forward_hook(_hook(self, adapter)))
 
     def remove(self) -> None:
         """Take all adapters off the base model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,12 @@ class NormReport:
 
 
 @torch.no_grad()
-def scale_weight_norms(network: Network, limit: float) -> NormReport:
+def scale_weight_norms(networks: Sequence[Network], limit: float) -> NormReport:
     """Shrink each adapter whose norm exceeds `limit`, in place, to `limit`. Call after the optimizer step.
 
-    The multiplier of the network and dropout play no part. Waits for the device once, not once per layer.
+    The multipliers of the networks and dropout play no part. Waits for the device once, not once per layer.
     """
-    adapters = list(network.adapters.values())
+    adapters = [adapter for network in networks for adapter in network.adapters.values()]
     norms = torch.stack([a.kind.norm(a.weights) * abs(a.scale) for a in adapters])
     bounded = norms.clamp(min=limit / 2)  # keeps a new adapter of norm 0 out of the division
     ratios = bounded.clamp(max=limit) / bounded  # exactly 1 below the limit, and x * 1 is exactly x

@@ -45,9 +45,9 @@ class Compiled:
 
 
 def compile_network(
-    options: CompileOptions, model: nn.Module, blocks: Sequence[nn.Module], emit: Listener
+    options: CompileOptions, models: Sequence[nn.Module], blocks: Sequence[nn.Module], emit: Listener
 ) -> Compiled:
-    """Mark the blocks, or the whole model, for compilation. Raises ConfigError for an unknown backend."""
+    """Mark the blocks, or the whole models, for compilation. Raises ConfigError for an unknown backend."""
     if options.compile:
         if options.compile_cache_size_limit:
             torch._dynamo.config.cache_size_limit = options.compile_cache_size_limit
@@ -65,7 +65,7 @@ def compile_network(
             "fullgraph": options.dynamo_fullgraph,
             "mode": options.dynamo_mode,
         }
-        return _compile([model], arguments, emit)
+        return _compile(models, arguments, emit)
     return Compiled([])
 
 

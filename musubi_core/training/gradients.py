@@ -14,14 +14,19 @@ ALIGNED = 16  # numbers; keeps every view on a 64-byte boundary for vector instr
 
 
 class FlatGradients:
-    """Every parameter's `grad` is a view into `values`. `loss` travels at the end, to be summed with them."""
+    """Every parameter's `grad` is a view into `values`. `loss` travels at the end, to be summed with them.
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = tuple(parameters)
+    So does `used`, where the parameters come in several parts: how many batches were for each part.
+    """
+
+    def __init__(self, *parts: Sequence[nn.Parameter]) -> None:
+        self.parts = tuple(map(tuple, parts))
+        self.parameters = tuple(parameter for part in self.parts for parameter in part)
         first = self.parameters[0]
         sizes = [-(-parameter.numel() // ALIGNED) * ALIGNED for parameter in self.parameters]
-        self.buffer = torch.zeros(sum(sizes) + 1, dtype=first.dtype, device=first.device)
-        self.values, self.loss = self.buffer[:-1], self.buffer[-1]
+        total, extra = sum(sizes), len(parts) if len(parts) > 1 else 0
+        self.buffer = torch.zeros(total + 1 + extra, dtype=first.dtype, device=first.device)
+        self.values, self.loss, self.used = self.buffer[:total], self.buffer[total], self.buffer[total + 1 :]
         self._views = [
             part[: parameter.numel()].view_as(parameter)
             for part, parameter in zip(self.values.split(sizes), self.parameters, strict=True)
@@ -45,10 +50,29 @@ class FlatGradients:
         if limit and norm > limit:
             self.values.mul_(limit / (norm + 1e-6))
 
+    def count(self, part: int) -> None:
+        """A batch was for this part."""
+        if len(self.parts) > 1:
+            self.used[part] += 1
+
+    def leave_unused(self) -> None:
+        """Let go of the parts that no batch was for, so that the optimizer passes them over.
+
+        To it, a gradient of zero is a step like any other.
+        """
+        if len(self.parts) > 1:
+            for part, used in zip(self.parts, self.used.tolist(), strict=True):
+                if not used:
+                    _let_go(part)
+
     def scale(self, factor: float) -> None:
         self.values.mul_(factor)
 
     def detach(self) -> None:
         """Let go of the parameters."""
-        for parameter in self.parameters:
-            parameter.grad = None
+        _let_go(self.parameters)
+
+
+def _let_go(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

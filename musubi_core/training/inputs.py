@@ -18,18 +18,23 @@ from musubi_core.training.draws import epoch_quantiles, generator_for, sample_no
 from musubi_core.training.loss import flow_pair, loss_weights
 from musubi_core.training.options.timesteps import TimestepOptions
 from musubi_core.training.plans import MicroPlan
-from musubi_core.training.timesteps import draw
+from musubi_core.training.sides import WHOLE, Intervals, draw_on_one_side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What turns cached tensors into training pairs, besides the batch itself."""
+    """What turns cached tensors into training pairs, besides the batch itself.
+
+    intervals: of t, one for each expert, rising.
+    """
 
     spec: ArchSpec
     arch_options: Any
     timesteps: TimestepOptions
     seed: int
     epoch_samples: int
+    epoch_batches: int
+    intervals: Intervals = WHOLE
     load: Callable[[CachedItem], LoadedItem] = load_item
 
 
@@ -38,7 +43,8 @@ class Prepared:
     """One batch, ready for the network.
 
     noisy, target: (B, ...) float32. t: (B,) as the network is told, in 0..1 and a little beyond with
-    timestep_offset. levels: the true noise levels. weights: (B,) or None when every sample counts 1.
+    timestep_offset. levels: the true noise levels. weights: (B,) or None when every sample counts 1. side:
+    the expert that all levels belong to.
     """
 
     noisy: Tensor
@@ -47,6 +53,7 @@ class Prepared:
     levels: tuple[float, ...]
     weights: Tensor | None
     conditioning: Mapping[str, Any]
+    side: int = 0
     samples: tuple[PlannedSample, ...] = ()
     dropout_seed: int = 0
 
@@ -78,11 +85,10 @@ class Prepared:
 def prepare(recipe: Recipe, plan: MicroPlan) -> Prepared:
     """Load a batch, draw its noise and noise levels, and mix. Raises BadFileError for a damaged cache."""
     samples = plan.batch.samples
-    pool = _epoch_pool(recipe.seed, plan.epoch, recipe.epoch_samples, recipe.timesteps.strata)
     pair = training_pair(
         recipe,
         load_batch(plan.batch, recipe.load),
-        quantiles=pool[plan.first : plan.first + len(samples)],
+        quantiles=_quantiles(recipe, plan),
         noise_names=[f"{recipe.seed}/{plan.epoch}/{sample.identity}" for sample in samples],
     )
     dropout = seed_of("dropout", recipe.seed, plan.epoch, plan.index)
@@ -93,7 +99,8 @@ def training_pair(recipe: Recipe, batch: Batch, *, quantiles: Tensor, noise_name
     """Mix a batch with noise. quantiles: (B,) float64, of the distribution of t; a noise name per sample."""
     clean = recipe.spec.training_input(batch, recipe.arch_options)
     latents = clean.latents.float()
-    levels = draw(recipe.timesteps, quantiles, height=latents.shape[-2], width=latents.shape[-1])
+    height, width = latents.shape[-2:]
+    side, levels = draw_on_one_side(recipe.timesteps, recipe.intervals, quantiles, height=height, width=width)
     noisy, target = flow_pair(latents, sample_noise(latents.shape, noise_names), levels.float())
     weights = loss_weights(recipe.timesteps.weighting_scheme, levels)
     return Prepared(
@@ -103,6 +110,7 @@ def training_pair(recipe: Recipe, batch: Batch, *, quantiles: Tensor, noise_name
         levels=tuple(levels.tolist()),
         weights=None if weights is None else weights.float(),
         conditioning=clean.conditioning,
+        side=side,
     )
 
 
@@ -115,6 +123,17 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map_tensors(one, change) for one in value)
     return value
+
+
+def _quantiles(recipe: Recipe, plan: MicroPlan) -> Tensor:
+    """(B,) float64 from the epoch's pool. Where a batch is on one side and strata are asked for, the batches
+    are dealt out to the slices, not the samples."""
+    count, strata = len(plan.batch.samples), recipe.timesteps.strata
+    if strata and len(recipe.intervals) > 1:
+        pool = _epoch_pool(recipe.seed, plan.epoch, recipe.epoch_batches, strata)
+        return pool[plan.index].expand(count)
+    pool = _epoch_pool(recipe.seed, plan.epoch, recipe.epoch_samples, strata)
+    return pool[plan.first : plan.first + count]
 
 
 @lru_cache(maxsize=2)  # the epoch in use, and the next one while reading ahead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from musubi_core.data.order import PlannedSample
 from musubi_core.device.memory import memory_in_use
 from musubi_core.errors import MusubiError, TrainingError
 from musubi_core.events import Listener, Metrics, Progress, ShouldStop, Warned
-from musubi_core.networks.network import Network
 from musubi_core.networks.norms import scale_weight_norms
 from musubi_core.networks.saving import lora_tensors
 from musubi_core.training.inputs import Prepared, Recipe, prepare
+from musubi_core.training.loras import Loras, named
 from musubi_core.training.metrics import Log
 from musubi_core.training.optimizers import evaluating
 from musubi_core.training.options.validation import ValidationOptions
@@ -36,9 +36,10 @@ MEMORY_EVERY = 10  # steps; asking the system costs as much as everything else t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """lora: the newest LoRA file, None when nothing was trained. stopped: ended before the last step."""
+    """loras: the newest LoRA file, or files when there are several networks; empty when nothing was trained.
+    stopped: ended before the last step."""
 
-    lora: Path | None = None
+    loras: tuple[Path, ...] = ()
     state: Path | None = None
     metrics: Path | None = None
     step: int = 0
@@ -46,6 +47,11 @@ class TrainResult:
     seed: int = 0
     loss: float | None = None  # loss/average at the end
     stopped: bool = False
+
+    @property
+    def lora(self) -> Path | None:
+        """The newest LoRA file, of several the one for the lowest noise."""
+        return self.loras[0] if self.loras else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +62,7 @@ class Position:
     losses: deque[float]
     refused: int = 0  # steps in a row without an update
     saved_at: int = 0
-    lora: Path | None = None
+    loras: tuple[Path, ...] = ()
     state: Path | None = None
 
 
@@ -65,7 +71,7 @@ class Loop:
     """A run that is ready to go. The parts are given; `position` and the parts change in place."""
 
     stepper: Stepper
-    network: Network
+    loras: Loras
     plans: StepPlans
     recipe: Recipe
     held_out: tuple[PlannedSample, ...]
@@ -81,7 +87,7 @@ class Loop:
     save_dtype: torch.dtype
     key_format: str
     fresh: RunState  # before the first step; some of it stays the same
-    metadata: Callable[[int, int], dict[str, str]]  # (step, epoch from 1) -> of a LoRA file
+    metadata: Callable[[str, int, int], dict[str, str]]  # (LoRA, step, epoch from 1) -> of its file
     incoming: Iterator[tuple[StepPlan, Prepared | MusubiError]] = field(default_factory=lambda: iter(()))
 
     def run(self) -> bool:
@@ -110,7 +116,7 @@ class Loop:
         """What the run came to."""
         position, options = self.position, self.outputs.options
         return TrainResult(
-            lora=position.lora,
+            loras=position.loras,
             state=position.state,
             metrics=options.metrics_file,
             step=position.step,
@@ -128,7 +134,7 @@ class Loop:
         )
         values = self.count(result)
         if result.updated and self.norm_limit:
-            norms = scale_weight_norms(self.network, self.norm_limit)
+            norms = scale_weight_norms(list(self.loras.networks.values()), self.norm_limit)
             values |= {
                 "max_norm/keys_scaled": norms.scaled,
                 "max_norm/average_key_norm": norms.mean,
@@ -200,14 +206,14 @@ class Loop:
     def measure(self) -> dict[str, float]:
         """The validation loss now."""
         stepper = self.stepper
-        self.network.eval()
+        self.loras.train(False)
         try:
             with evaluating(stepper.optimizer, stepper.gradients.parameters):
                 return validation_losses(
-                    stepper.model, self.recipe, self.held_out, self.validation, stepper.processes
+                    stepper.experts, self.recipe, self.held_out, self.validation, stepper.processes
                 )
         finally:
-            self.network.train()
+            self.loras.train()
 
     def log(self, values: dict[str, float]) -> None:
         """One line per step, and the same for the listener."""
@@ -233,7 +239,8 @@ class Loop:
     def save(self, base: str, names: list[str], state_names: list[str]) -> None:
         """A LoRA and a state under `base`, then room for the next."""
         kept = self.outputs.options.save_state
-        _remember(names, base + LORA)
+        for lora in self.loras.names:
+            _remember(names, named(base, lora) + LORA)
         _remember(state_names if kept else self.outputs.saved.spare_states, base + STATE)
         self.write_lora(base)
         self.write_state(base, kept=kept)
@@ -271,8 +278,14 @@ class Loop:
         step = self.position.step
         epoch = self.plans.at(max(0, step - 1)).epoch + 1
         with evaluating(self.stepper.optimizer, self.stepper.gradients.parameters):
-            tensors = lora_tensors(self.network, self.save_dtype, self.key_format)
-        self.position.lora = self.outputs.write_lora(base, tensors, self.metadata(step, epoch))
+            tensors = {
+                name: lora_tensors(network, self.save_dtype, self.key_format)
+                for name, network in self.loras.networks.items()
+            }
+        self.position.loras = tuple(
+            self.outputs.write_lora(named(base, name), one, self.metadata(name, step, epoch))
+            for name, one in tensors.items()
+        )
 
     def write_state(self, base: str, *, kept: bool) -> None:
         """Everything that decides how the run goes on from here."""
@@ -291,7 +304,7 @@ class Loop:
             saved=self.outputs.saved.record(),
             optimizer=stepper.optimizer.state_dict(),
             schedule=stepper.rates.state(),
-            network=self.network.state_dict(),
+            network=self.loras.state_dict(),
         )
         position.state = self.outputs.write_state(base, state)
         position.saved_at = position.step
@@ -299,9 +312,14 @@ class Loop:
 
 def read_step(recipe: Recipe, pin: bool, plan: StepPlan) -> Generator[Prepared, None, None]:
     """The batches of one step, one after the other. Runs in a reader thread."""
-    for micro in plan.mine:
-        prepared = prepare(recipe, micro)
+    batches = (prepare(recipe, micro) for micro in plan.mine)
+    for prepared in batches if len(recipe.intervals) == 1 else side_by_side(batches, plan.step):
         yield prepared.pinned() if pin else prepared
+
+
+def side_by_side(batches: Iterable[Prepared], step: int) -> list[Prepared]:
+    """The batches of a step in the order of their sides, up and down by turns: few changes of the network."""
+    return sorted(batches, key=lambda one: one.side, reverse=bool(step % 2))
 
 
 def _remember(names: list[str], name: str) -> None:

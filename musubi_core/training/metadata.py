@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from musubi_core.config import values_of
-from musubi_core.models.spec import ArchSpec
+from musubi_core.models.spec import ArchSpec, Expert
 from musubi_core.training.config import TrainConfig
+from musubi_core.training.loras import named
 
 MINIMAL = (
     "ss_base_model_version",
@@ -19,6 +20,7 @@ MINIMAL = (
     "ss_network_dim",
     "ss_network_alpha",
     "ss_network_args",
+    "ss_experts",
 )
 PRIVATE = {"wandb_api_key", "resume"}
 
@@ -37,16 +39,20 @@ class RunFacts:
     items: int
     batches_per_epoch: int
     datasets: Sequence[Mapping[str, Any]]
+    experts: Sequence[Expert]
 
 
 def lora_metadata(
-    config: TrainConfig, spec: ArchSpec, facts: RunFacts, step: int, epoch: int
+    config: TrainConfig, spec: ArchSpec, facts: RunFacts, lora: str, step: int, epoch: int
 ) -> dict[str, str]:
-    """For a LoRA saved after `step` steps, in epoch `epoch` counted from 1. None becomes the text None."""
-    values = {**_network(config, spec), **_training(config, facts), **_timesteps(config)}
+    """For the LoRA of this name saved after `step` steps, in epoch `epoch` counted from 1.
+
+    None becomes the text None.
+    """
+    experts = [expert for expert in facts.experts if expert.lora == lora]
+    values = {**_network(config, spec), **_training(config, facts), **_timesteps(config), **_experts(experts)}
     values |= {
         "ss_datasets": json.dumps(list(facts.datasets)),
-        "ss_sd_model_name": config.model.dit.name,
         "ss_steps": step,
         "ss_epoch": epoch,
         "ss_training_finished_at": time.time(),
@@ -54,11 +60,11 @@ def lora_metadata(
     if config.model.vae is not None:
         values["ss_vae_name"] = config.model.vae.name
     for name, value in values_of(config.arch_options).items():
-        values.setdefault(f"ss_{name}", value)
+        values.setdefault(f"ss_{name}", value.name if isinstance(value, Path) else value)
     values["musubi_core.options"] = json.dumps(every_option(config), ensure_ascii=False)
     if config.saving.no_metadata:
         values = {name: value for name, value in values.items() if name in MINIMAL}
-    return {name: str(value) for name, value in values.items()} | _modelspec(config, spec, facts)
+    return {name: str(value) for name, value in values.items()} | _modelspec(config, spec, lora, experts)
 
 
 def every_option(config: TrainConfig) -> dict[str, Any]:
@@ -135,14 +141,21 @@ def _timesteps(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _modelspec(config: TrainConfig, spec: ArchSpec, facts: RunFacts) -> dict[str, str]:
+def _experts(experts: Sequence[Expert]) -> dict[str, Any]:
+    """The networks that the LoRA was trained on; with their timesteps where there are several."""
+    values: dict[str, Any] = {"ss_sd_model_name": ", ".join(expert.path.name for expert in experts)}
+    ranges = {one.name: [1000 * one.t_min, 1000 * one.t_max] for one in experts if one.name}
+    return {**values, "ss_experts": json.dumps(ranges)} if ranges else values
+
+
+def _modelspec(config: TrainConfig, spec: ArchSpec, lora: str, experts: Sequence[Expert]) -> dict[str, str]:
     saving, timesteps = config.saving, config.timesteps
     resolution = saving.metadata_reso
     values = {
         "sai_model_spec": "1.0.0",
         "architecture": f"{saving.metadata_arch or spec.card.architecture}/lora",
         "implementation": spec.card.implementation,
-        "title": saving.metadata_title or saving.output_name,
+        "title": saving.metadata_title or named(saving.output_name, lora),
         "resolution": "x".join(resolution.split(",")) if resolution else spec.card.resolution,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "author": saving.metadata_author,
@@ -150,7 +163,9 @@ def _modelspec(config: TrainConfig, spec: ArchSpec, facts: RunFacts) -> dict[str
         "license": saving.metadata_license,
         "tags": saving.metadata_tags,
     }
-    if timesteps.min_timestep is not None or timesteps.max_timestep is not None:
-        low, high = timesteps.range
+    low = max(timesteps.range[0], experts[0].t_min)
+    high = min(timesteps.range[1], experts[-1].t_max)
+    given = timesteps.min_timestep is not None or timesteps.max_timestep is not None
+    if given or (low, high) != (0.0, 1.0):
         values["timestep_range"] = f"{low * 1000:g},{high * 1000:g}"
     return {f"modelspec.{name}": value for name, value in values.items() if value is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,29 @@ from musubi_core.events import Listener, Note, Warned
 from musubi_core.files.replace import check_writable
 from musubi_core.models.detection import architecture_of
 from musubi_core.models.registry import architecture
-from musubi_core.models.spec import ArchSpec
+from musubi_core.models.spec import ArchSpec, Expert
 from musubi_core.training.config import TrainConfig
+from musubi_core.training.loras import start_file
 from musubi_core.training.optimizers import optimizer_class
 from musubi_core.training.outputs import find_state
 from musubi_core.training.plans import StepPlans
 from musubi_core.training.processes import Processes
 from musubi_core.training.resume import check_same_run, identities, trajectory
+from musubi_core.training.sides import needed_experts
 from musubi_core.training.state import RunState, read_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A run that may begin. state: to go on from, None for a fresh start. fresh: its state before step 1."""
+    """A run that may begin. state: to go on from, None for a fresh start. fresh: its state before step 1.
+
+    experts: the networks that have something to train. lora_names: of all, also of those that have not.
+    """
 
     config: TrainConfig  # with the architecture's options filled in
     spec: ArchSpec
+    experts: tuple[Expert, ...]
+    lora_names: tuple[str, ...]
     here: Processes
     emit: Listener
     training: TrainingSet
@@ -58,12 +66,14 @@ def open_run(config: TrainConfig, spec: ArchSpec | None, here: Processes, emit: 
     shape = spec.latent_with(options)
     whole = open_training_set(read_datasets(config.data.dataset_config), shape, spec.required_tensors, emit)
     check_items(whole, spec, options)
+    every = spec.experts(config.model.dit, options)
+    experts = _experts(config, every, whole, emit)
     training, held_out = split_validation(
         whole, config.validation.validation_split, config.validation.validation_seed
     )
     path = here.from_main(find_state(config.saving, emit) if here.main else None)
     state = None if path is None else read_state(path)
-    fresh = here.from_main(_fresh_state(config, here, training))
+    fresh = here.from_main(_fresh_state(config, spec, every, here, training))
     if state is not None:
         check_same_run(path, state, fresh, seed=config.loop.seed)
         fresh = replace(fresh, seed=state.seed, session_id=state.session_id, started_at=state.started_at)
@@ -75,6 +85,8 @@ def open_run(config: TrainConfig, spec: ArchSpec | None, here: Processes, emit: 
     return Opened(
         config=config,
         spec=spec,
+        experts=experts,
+        lora_names=tuple(expert.lora for expert in every),
         here=here,
         emit=emit,
         training=training,
@@ -104,7 +116,30 @@ def _check_with(config: TrainConfig, spec: ArchSpec, here: Processes) -> None:
         check_writable(config.saving.output_dir)
 
 
-def _fresh_state(config: TrainConfig, here: Processes, training: TrainingSet) -> RunState:
+def _experts(
+    config: TrainConfig, every: tuple[Expert, ...], whole: TrainingSet, emit: Listener
+) -> tuple[Expert, ...]:
+    """Those of `every` that the run needs; tells of the others."""
+    sizes = {
+        (shape[-2], shape[-1]) for item in whole.items for name, shape, _ in item.shapes if name == "latents"
+    }
+    needed = needed_experts(config.timesteps, every, sizes)
+    for expert in every:
+        if expert not in needed:
+            emit(
+                Note(
+                    text=f"{expert.path.name} is not loaded: it is for timesteps {1000 * expert.t_min:g} to "
+                    f"{1000 * expert.t_max:g}, and this run draws none of them."
+                )
+            )
+    for expert in needed:
+        start_file(config.network.network_weights, expert.lora, [one.lora for one in every])
+    return needed
+
+
+def _fresh_state(
+    config: TrainConfig, spec: ArchSpec, experts: Sequence[Expert], here: Processes, training: TrainingSet
+) -> RunState:
     """The state before the first step; what is drawn at random here is stored with the run."""
     seed = config.loop.seed
     return RunState(
@@ -118,8 +153,8 @@ def _fresh_state(config: TrainConfig, here: Processes, training: TrainingSet) ->
         together=config.loop.gradient_accumulation_steps * here.count,
         total=0,
         kept=False,
-        options=trajectory(config, precision=here.precision),
-        identities=identities(config, training),
+        options=trajectory(config, precision=here.precision, harmless=spec.harmless),
+        identities=identities(config, experts, training),
         versions={
             "musubi_core": musubi_core.__version__,
             "torch": torch.__version__,

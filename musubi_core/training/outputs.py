@@ -46,11 +46,12 @@ def epoch_name(name: str, epoch: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Writes into one folder and tells the listener."""
+    """Writes into one folder and tells the listener. loras: files of one save."""
 
     options: SavingOptions
     emit: Listener
     saved: Saved
+    loras: int = 1
 
     @property
     def folder(self) -> Path:
@@ -79,15 +80,15 @@ class Outputs:
         options, saved = self.options, self.saved
         steps_state = options.save_last_n_steps_state or options.save_last_n_steps
         epochs_state = options.save_last_n_epochs_state or options.save_last_n_epochs
-        for names, keep in (
-            (saved.steps, options.save_last_n_steps),
-            (saved.epochs, options.save_last_n_epochs),
-            (saved.step_states, steps_state),
-            (saved.epoch_states, epochs_state),
+        for names, keep, each in (
+            (saved.steps, options.save_last_n_steps, self.loras),
+            (saved.epochs, options.save_last_n_epochs, self.loras),
+            (saved.step_states, steps_state, 1),
+            (saved.epoch_states, epochs_state, 1),
         ):
             if keep:
-                self._delete(names[:-keep])
-                names[:] = names[-keep:]
+                self._delete(names[: -keep * each])
+                names[:] = names[-keep * each :]
 
     def _delete(self, names: list[str]) -> None:
         for name in names:

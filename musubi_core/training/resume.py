@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from musubi_core.config import values_of
 from musubi_core.data.training_set import TrainingSet
 from musubi_core.errors import ConfigError
 from musubi_core.files.digest import weights_identity
+from musubi_core.models.spec import Expert
 from musubi_core.training.config import TrainConfig
 from musubi_core.training.state import RunState
 
@@ -17,10 +19,11 @@ from musubi_core.training.state import RunState
 FREE = frozenset({"network_weights", "base_weights", "show_timesteps", "lora_key_format", "upcast_fp8"})
 
 
-def trajectory(config: TrainConfig, *, precision: str) -> dict[str, Any]:
+def trajectory(config: TrainConfig, *, precision: str, harmless: Sequence[str]) -> dict[str, Any]:
     """Every option that decides where the weights go, as JSON values.
 
-    Paths are not among them, because files may move; `identities` tells whether they changed.
+    Paths are not among them, because files may move; `identities` tells whether they changed. harmless: the
+    architecture's options that decide nothing.
     """
     validation = config.validation
     values: dict[str, Any] = {"mixed_precision": precision, "validation_split": validation.validation_split}
@@ -31,13 +34,16 @@ def trajectory(config: TrainConfig, *, precision: str) -> dict[str, Any]:
         config.arch_options,
     )
     for part in parts:
-        values |= {name: value for name, value in values_of(part).items() if name not in FREE}
+        values |= {name: value for name, value in values_of(part).items() if _decides(name, value, harmless)}
     return {name: _plain(value) for name, value in values.items()}
 
 
-def identities(config: TrainConfig, training: TrainingSet) -> dict[str, str]:
-    """Short texts that change when the dataset, the base model or merged LoRAs change."""
+def identities(config: TrainConfig, experts: Sequence[Expert], training: TrainingSet) -> dict[str, str]:
+    """Short texts that change when the dataset, a network of the base model or merged LoRAs change."""
     found = {"dataset": dataset_identity(training), "dit": weights_identity(config.model.dit)}
+    for expert in experts:
+        if expert.path != config.model.dit:
+            found[f"dit {expert.name}"] = weights_identity(expert.path)
     for number, path in enumerate(config.network.base_weights):
         found[f"base_weights {number + 1}"] = weights_identity(path)
     return found
@@ -76,14 +82,19 @@ def check_same_run(
         changes.append(
             f"batches per step (accumulation x processes): {state.together} then, {now.together} now"
         )
-    for name, value in now.identities.items():
-        if state.identities.get(name) != value:
-            changes.append(f"{name}: {_brief(state.identities.get(name))} then, {_brief(value)} now")
+    for name in {**now.identities, **state.identities}:
+        then, found = state.identities.get(name), now.identities.get(name)
+        if then != found:
+            changes.append(f"{name}: {_brief(then)} then, {_brief(found)} now")
     if changes:
         raise ConfigError(
             f"{path} cannot be continued exactly, because the run is not the same: {'; '.join(changes)}. "
             "Restore the old values, or start a new run with --network_weights and the LoRA of the old one."
         )
+
+
+def _decides(name: str, value: Any, harmless: Sequence[str]) -> bool:
+    return name not in FREE and name not in harmless and not isinstance(value, Path)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`train`: from a TrainConfig to a LoRA. Only this file and `opening` see all options of a run."""
+"""`train`: from a TrainConfig to a LoRA. Only this file, `opening` and `loading` see all options of a run."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ import os
 import time
 from collections import deque
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from musubi_core.config import values_of
 from musubi_core.data.batches import ItemMemory
 from musubi_core.data.training_set import TrainingSet
 from musubi_core.device.memory import empty_cache
 from musubi_core.device.precision import dtype_of
-from musubi_core.events import Listener, Note, ShouldStop, ignore, never
-from musubi_core.models.spec import ArchSpec, LoadRequest
-from musubi_core.networks.building import build_network
-from musubi_core.networks.merging import weight_transform
-from musubi_core.networks.network import Network
-from musubi_core.networks.report import notes
-from musubi_core.networks.targets import Targets
-from musubi_core.quantization.report import report as quantisation_report
+from musubi_core.events import Listener, ShouldStop, ignore, never
+from musubi_core.models.spec import ArchSpec
 from musubi_core.training.compiling import backend_switches, compile_network
 from musubi_core.training.config import TrainConfig
-from musubi_core.training.draws import generator_for
+from musubi_core.training.experts import Experts
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Recipe
 from musubi_core.training.learning_rates import learning_rates
+from musubi_core.training.loading import attach_loras, load_experts
 from musubi_core.training.loop import Loop, Position, TrainResult
+from musubi_core.training.loras import Loras
 from musubi_core.training.metadata import RunFacts, lora_metadata
 from musubi_core.training.metrics import Log, MetricsFile, open_trackers
 from musubi_core.training.opening import Opened, open_run
@@ -40,6 +36,7 @@ from musubi_core.training.outputs import Outputs, Saved
 from musubi_core.training.packing import pack
 from musubi_core.training.processes import join_processes, own_random_state
 from musubi_core.training.show_timesteps import show_timesteps
+from musubi_core.training.sides import intervals_of
 from musubi_core.training.state import restore_optimizer
 from musubi_core.training.step import LossScale, Stepper
 from musubi_core.training.validation import held_out_samples
@@ -73,61 +70,13 @@ def train(
         stack.enter_context(backend_switches(config.compile))
         opened = open_run(config, spec, here, emit if here.main else ignore)
         stack.callback(empty_cache, here.device)
-        model = load_model(opened)
-        network = attach_network(opened, model)
-        stack.callback(network.remove)
+        experts = load_experts(opened)
+        loras = attach_loras(opened, experts)
+        stack.callback(loras.remove)
         logs = open_logs(opened, stack)
-        loop = make_loop(opened, model, network, logs, should_stop)
+        loop = make_loop(opened, experts, loras, logs, should_stop)
         finished = loop.run()
         return loop.result(stopped=not finished)
-
-
-def load_model(opened: Opened) -> nn.Module:
-    """The frozen base model on the device, base_weights merged into it before any of it is quantised."""
-    config, spec, here = opened.config, opened.spec, opened.here
-    merge = weight_transform(config.network.base_files(), spec.lora_names.comfyui)
-    quantisation = config.fp8.request(
-        targets=spec.fp8_targets, keep_precise=spec.keep_precise, architecture=spec.name
-    )
-    model = spec.load(
-        LoadRequest(
-            path=config.model.dit,
-            device=here.device,
-            dtype=here.dtype,
-            attention=config.model.attention,
-            split_attention=config.model.split_attn,
-            checkpointing=config.loop.gradient_checkpointing,
-            options=config.arch_options,
-            transform=merge if config.network.base_weights else None,
-            quantisation=quantisation,
-        )
-    )
-    if quantisation is not None:
-        for event in quantisation_report(model, quantisation):
-            opened.emit(event)
-    if config.network.base_weights:
-        for path, layers in merge.finish().items():
-            opened.emit(Note(text=f"{path.name} was merged into {layers} layers of the base model."))
-    model.requires_grad_(False)
-    return model.eval()
-
-
-def attach_network(opened: Opened, model: nn.Module) -> Network:
-    """Float32 adapters beside the model's layers, with the weights of the state if there is one."""
-    config, spec = opened.config.network, opened.spec
-    network = build_network(
-        model,
-        config,
-        Targets(classes=spec.adapt_classes, exclude=spec.adapt_exclude, comfyui=spec.lora_names.comfyui),
-        generator=generator_for("network", opened.fresh.seed),
-    )
-    if opened.state is not None:
-        network.load_state_dict(opened.state.network)
-    network.to(opened.here.device).train()
-    network.apply_to(model)
-    for line in notes(network, verbose=config.arguments().verbose):
-        opened.emit(Note(text=line))
-    return network
 
 
 def open_logs(opened: Opened, stack: contextlib.ExitStack) -> list[Log]:
@@ -139,7 +88,11 @@ def open_logs(opened: Opened, stack: contextlib.ExitStack) -> list[Log]:
     stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(opened.fresh.started_at))
     shown: dict[str, Any] = {}
     if config.logging.log_config:
-        shown = {name: str(value) for name, value in values_of(config).items() if name not in NEVER_LOGGED}
+        shown = {
+            name: str(value)
+            for name, value in values_of(config).items()
+            if name not in NEVER_LOGGED and not isinstance(value, Path)
+        }
     logs: list[Log] = []
     for tracker in open_trackers(config.logging, stamp=stamp, config=shown, finished=finished):
         stack.callback(tracker.close)
@@ -150,11 +103,11 @@ def open_logs(opened: Opened, stack: contextlib.ExitStack) -> list[Log]:
 
 
 def make_loop(
-    opened: Opened, model: nn.Module, network: Network, logs: list[Log], should_stop: ShouldStop
+    opened: Opened, experts: Experts, loras: Loras, logs: list[Log], should_stop: ShouldStop
 ) -> Loop:
     """Optimizer and loop, as the state left them."""
     config, state = opened.config, opened.state
-    stepper, label = make_stepper(opened, model, network)
+    stepper, label = make_stepper(opened, experts, loras)
     position = Position(losses=deque(maxlen=opened.plans.steps_per_epoch))
     saved = Saved()
     if state is not None:
@@ -164,7 +117,7 @@ def make_loop(
         saved = Saved(**state.saved)
     return Loop(
         stepper=stepper,
-        network=network,
+        loras=loras,
         plans=opened.plans,
         recipe=Recipe(
             spec=opened.spec,
@@ -172,11 +125,13 @@ def make_loop(
             timesteps=config.timesteps,
             seed=opened.fresh.seed,
             epoch_samples=opened.training.samples_per_epoch,
+            epoch_batches=opened.plans.batches_per_epoch,
+            intervals=intervals_of(opened.experts),
             load=ItemMemory(KEPT_BYTES),
         ),
         held_out=held_out_samples(opened.held_out, config.validation.max_validation_items),
         validation=config.validation,
-        outputs=Outputs(options=config.saving, emit=opened.emit, saved=saved),
+        outputs=Outputs(options=config.saving, emit=opened.emit, saved=saved, loras=len(loras.names)),
         logs=logs,
         position=position,
         emit=opened.emit,
@@ -191,11 +146,11 @@ def make_loop(
     )
 
 
-def make_stepper(opened: Opened, model: nn.Module, network: Network) -> tuple[Stepper, str]:
+def make_stepper(opened: Opened, experts: Experts, loras: Loras) -> tuple[Stepper, str]:
     """The parts of a step, and the optimizer's name for metadata."""
     config, state, here = opened.config, opened.state, opened.here
     rate = config.optimizer.learning_rate
-    built = build_optimizer(config.optimizer, network.parameter_groups(rate))
+    built = build_optimizer(config.optimizer, loras.parameter_groups(rate))
     optimizer = built.optimizer
     rates = learning_rates(config.schedule, built, total=opened.plans.total, learning_rate=rate)
     loss_scale = LossScale() if here.precision == "fp16" else None
@@ -207,17 +162,19 @@ def make_stepper(opened: Opened, model: nn.Module, network: Network) -> tuple[St
         rates.restore(state.schedule)
         if loss_scale is not None and state.loss_scale is not None:
             loss_scale.factor, loss_scale.streak = state.loss_scale
+    blocks = [block for model in experts.models for block in opened.spec.blocks(model)]
     stepper = Stepper(
         spec=opened.spec,
         arch_options=config.arch_options,
-        model=model,
+        experts=experts,
         optimizer=optimizer,
         rates=rates,
-        gradients=FlatGradients(list(network.parameters())),
+        gradients=FlatGradients(*loras.parts()),
+        parts=loras.sides,
         processes=here,
         loss_scale=loss_scale,
         max_grad_norm=config.optimizer.max_grad_norm,
-        compiled=compile_network(config.compile, model, opened.spec.blocks(model), opened.emit),
+        compiled=compile_network(config.compile, experts.models, blocks, opened.emit),
     )
     return stepper, built.label
 
@@ -236,6 +193,7 @@ def facts_of(opened: Opened, optimizer: str) -> RunFacts:
         items=opened.training.samples_per_epoch,
         batches_per_epoch=plans.batches_per_epoch,
         datasets=opened.training.summary(),
+        experts=opened.experts,
     )
 
 

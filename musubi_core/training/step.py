@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from musubi_core.data.order import PlannedSample
 from musubi_core.models.spec import ArchSpec
 from musubi_core.training.compiling import Compiled
+from musubi_core.training.experts import Experts
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Prepared
 from musubi_core.training.learning_rates import LearningRates
@@ -56,14 +57,15 @@ class LossScale:
 
 @dataclass(slots=True, kw_only=True)
 class Stepper:
-    """The parts that a step needs. They change in place."""
+    """The parts that a step needs. They change in place. parts: of `gradients`, one for each expert."""
 
     spec: ArchSpec
     arch_options: Any
-    model: nn.Module
+    experts: Experts
     optimizer: torch.optim.Optimizer
     rates: LearningRates
     gradients: FlatGradients
+    parts: tuple[int, ...]
     processes: Processes
     loss_scale: LossScale | None  # fp16 only
     max_grad_norm: float
@@ -91,6 +93,7 @@ class Stepper:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return self._refused(loss, norm, seen)
         self.gradients.clip(norm, self.max_grad_norm)
+        self.gradients.leave_unused()
         self.rates.apply(number)
         self.updating = True
         self.optimizer.step()
@@ -103,14 +106,14 @@ class Stepper:
         """Add the gradient of one batch. Returns the loss of each of its samples, (B,)."""
         seed_device(self.processes.device, prepared.dropout_seed)
         here = prepared.on(self.processes.device)
+        model = self.experts.at_work(prepared.side)
         with self.processes.autocast():
-            prediction = self.spec.predict(
-                self.model, here.noisy, here.t, here.conditioning, self.arch_options
-            )
+            prediction = self.spec.predict(model, here.noisy, here.t, here.conditioning, self.arch_options)
         losses = sample_losses(prediction, here.target, here.weights)
         loss = losses.sum() / samples
         (loss if self.loss_scale is None else loss * self.loss_scale.factor).backward()
         self.gradients.loss.add_(loss.detach())
+        self.gradients.count(self.parts[prepared.side])
         return losses.detach()
 
     def _refused(self, loss: float, norm: float, seen: Sequence[Seen]) -> StepResult:

@@ -56,6 +56,18 @@ def distribution(options: TimestepOptions, *, height: int, width: int) -> Distri
     return squeezed(base, low, high)
 
 
+def quantile_range(
+    options: TimestepOptions, low: float, high: float, *, height: int, width: int
+) -> tuple[float, float]:
+    """The quantiles, from and to, for which `draw` gives low <= t < high; t = 1 counts where high is 1."""
+    if options.timestep_sampling == "musubi_sigma":
+        first = 0.0 if high >= 1 else _musubi_share_from(options, high)
+        return first, _musubi_share_from(options, low)
+    ends = torch.tensor([low, high], dtype=torch.float64)
+    first, last = distribution(options, height=height, width=width).cdf(ends).tolist()
+    return 0.0 if low <= 0 else first, 1.0 if high >= 1 else last
+
+
 def log_shift(mode: str, height: int, width: int) -> float:
     """The logarithm of the shift of a resolution-dependent mode, on a straight line that is not clamped."""
     x1, y1, x2, y2, side = LINES[mode]
@@ -113,4 +125,18 @@ def _musubi_sigma(options: TimestepOptions, quantiles: Tensor) -> Tensor:
     """An index into musubi-tuner's table of 1000 falling noise levels: u = 0 is pure noise."""
     low, high = (1000 * t for t in options.range)
     index = torch.floor(_scheme(options).quantile(quantiles) * (high - low) + low)
+    return _musubi_level(index)
+
+
+def _musubi_share_from(options: TimestepOptions, t: float) -> float:
+    """The share of draws of at least t. Their indices into the falling table are the lowest."""
+    low, high = (1000 * end for end in options.range)
+    count = int((_musubi_level(torch.arange(1000, dtype=torch.float64)) >= t).sum())
+    if count == 1000:
+        return 1.0
+    place = torch.tensor((count - low) / (high - low), dtype=torch.float64).clamp(0, 1)
+    return _scheme(options).cdf(place).item()
+
+
+def _musubi_level(index: Tensor) -> Tensor:
     return 1 - index.clamp(max=999) / 1000

@@ -225,7 +225,7 @@ def test_scale_weight_norms_equals_the_dense_formula(build):
     norms = {name: dense_norm(adapter) for name, adapter in network.adapters.items()}
     limit = sorted(norms.values())[4].item() * 1.001  # some above, some below
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    report = scale_weight_norms(network, limit)
+    report = scale_weight_norms([network], limit)
     expected = {name: min(norm, torch.tensor(limit)) for name, norm in norms.items()}
     for name, adapter in network.adapters.items():
         torch.testing.assert_close(
@@ -244,13 +244,13 @@ def test_scale_weight_norms_shares_the_shrinking_between_both_matrices(build):
     up = network.adapters["blocks.0.attn_qkv"].weights.lora_up.weight
     down = network.adapters["blocks.0.attn_qkv"].weights.lora_down.weight
     before = up.norm().item(), down.norm().item()
-    scale_weight_norms(network, 0.01)
+    scale_weight_norms([network], 0.01)
     assert up.norm().item() / before[0] == pytest.approx(down.norm().item() / before[1], rel=1e-5)
 
 
 def test_scale_weight_norms_leaves_a_new_network_alone(build):
     network = build()
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    report = scale_weight_norms(network, 1.0)
+    report = scale_weight_norms([network], 1.0)
     assert (report.scaled, report.mean, report.largest) == (0, 0.0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

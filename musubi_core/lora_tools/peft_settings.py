@@ -140,13 +140,14 @@ def settings_for(modules: Mapping[str, Strength], *, dora: bool) -> dict[str, An
 def _exceptions(values: Mapping[str, float], usual: float) -> dict[str, float]:
     """PEFT's pattern table for the modules whose value is not the usual one.
 
-    A pattern also matches every longer name that ends in it ("proj_out" and "blocks.0.proj_out"), and the
-    first match counts: longer names come first, and those that would be caught by mistake are listed too.
+    A pattern also matches every longer name that ends in it ("proj_out" and "blocks.0.proj_out"), and programs
+    sort the table as they like, so such names are held to the start.
     """
-    odd = {name for name, value in values.items() if value != usual}
-    caught = {name for name in values if any(name.endswith(f".{one}") for one in odd)}
-    ordered = sorted(odd | caught, key=lambda name: (-name.count("."), name))
-    return {name: values[name] for name in ordered}
+    return {
+        f"^{name}" if any(other.endswith(f".{name}") for other in values) else name: value
+        for name, value in values.items()
+        if value != usual
+    }
 
 
 def _plain(value: float) -> float:

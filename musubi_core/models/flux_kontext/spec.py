@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musubi_core.config import LatentShape
@@ -10,70 +9,13 @@ from musubi_core.models.flux_kontext.detect import detect, refuse
 from musubi_core.models.flux_kontext.keys import LORA_NAMES
 from musubi_core.models.flux_kontext.layer_names import DIFFUSERS, released
 from musubi_core.models.flux_kontext.options import LatentOptions, TextOptions, TrainOptions
-from musubi_core.models.spec import (
-    ArchSpec,
-    Batch,
-    Conditioning,
-    EncoderRequest,
-    LatentEncoding,
-    LoadRequest,
-    ModelSpecCard,
-    SamplingDefaults,
-    TextPass,
-    TinyFiles,
-    TrainingInput,
-)
+from musubi_core.models.lazy import lazily
+from musubi_core.models.spec import ArchSpec, ModelSpecCard, SamplingDefaults
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-
-def _load(request: LoadRequest) -> nn.Module:
-    from musubi_core.models.flux_kontext.load import load
-
-    return load(request)
-
-
-def _write_tiny(folder: Path, seed: int) -> TinyFiles:
-    from musubi_core.models.flux_kontext.tiny import write_tiny
-
-    return write_tiny(folder, seed)
-
-
-def _latents(request: EncoderRequest) -> LatentEncoding:
-    from musubi_core.models.flux_kontext.vae import latents
-
-    return latents(request)
-
-
-def _texts(request: EncoderRequest) -> tuple[TextPass, ...]:
-    from musubi_core.models.flux_kontext.text import texts
-
-    return texts(request)
-
-
-def _training_input(batch: Batch, options: TrainOptions) -> TrainingInput:
-    from musubi_core.models.flux_kontext.inputs import training_input
-
-    return training_input(batch, options)
-
-
-def _predict(network: nn.Module, x: Tensor, t: Tensor, conditioning: Conditioning, options: Any) -> Tensor:
-    from musubi_core.models.flux_kontext.inputs import predict
-
-    return predict(network, x, t, conditioning, options)
-
-
-def _sample_conditioning(batch: Batch, guidance: float, options: TrainOptions) -> Conditioning:
-    from musubi_core.models.flux_kontext.inputs import sample_conditioning
-
-    return sample_conditioning(batch, guidance, options)
-
-
-def _shift(height: int, width: int) -> float:
-    from musubi_core.models.flux_kontext.inputs import dynamic_shift
-
-    return dynamic_shift(height, width)
+HERE = "musubi_core.models.flux_kontext"
 
 
 def _blocks(network: Any) -> list[nn.Module]:
@@ -100,15 +42,15 @@ SPEC = ArchSpec(
     ),
     detect=detect,
     refuse=refuse,
-    load=_load,
-    write_tiny=_write_tiny,
+    load=lazily(f"{HERE}.load", "load"),
+    write_tiny=lazily(f"{HERE}.tiny", "write_tiny"),
     latent_options=LatentOptions,
     text_options=TextOptions,
-    latents=_latents,
-    texts=_texts,
+    latents=lazily(f"{HERE}.vae", "latents"),
+    texts=lazily(f"{HERE}.text", "texts"),
     train_options=TrainOptions,
-    training_input=_training_input,
-    predict=_predict,
+    training_input=lazily(f"{HERE}.inputs", "training_input"),
+    predict=lazily(f"{HERE}.inputs", "predict"),
     blocks=_blocks,
     required_tensors=("latents", "latents_control", "t5_vec", "clip_l_pooler"),
     adapt_classes=("DoubleStreamBlock", "SingleStreamBlock"),
@@ -119,8 +61,10 @@ SPEC = ArchSpec(
     fp8_targets=("double_blocks", "single_blocks"),
     lora_names=LORA_NAMES,
     network_modules=("networks.lora_flux", "networks.lora"),
-    sampling=SamplingDefaults(steps=28, shift=3.158, shift_for=_shift, guidance=2.5, fps=0.0),
-    sample_conditioning=_sample_conditioning,
+    sampling=SamplingDefaults(
+        steps=28, shift=3.158, shift_for=lazily(f"{HERE}.inputs", "dynamic_shift"), guidance=2.5, fps=0.0
+    ),
+    sample_conditioning=lazily(f"{HERE}.inputs", "sample_conditioning"),
     released=released,
     diffusers_names=DIFFUSERS,
 )

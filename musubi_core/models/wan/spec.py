@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musubi_core.models.lazy import lazily
 from musubi_core.models.spec import (
     ArchSpec,
-    Batch,
-    Conditioning,
-    EncoderRequest,
-    Expert,
-    LatentEncoding,
-    LoadRequest,
     ModelSpecCard,
-    TextPass,
-    TinyFiles,
-    TrainingInput,
 )
 from musubi_core.models.wan.defaults import latent_for, sampling_for
 from musubi_core.models.wan.detect import detect, refuse
@@ -26,61 +17,10 @@ from musubi_core.models.wan.options import LatentOptions, TextOptions, TrainOpti
 from musubi_core.models.wan.required import unfit
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
-def _load(request: LoadRequest) -> nn.Module:
-    from musubi_core.models.wan.load import load
-
-    return load(request)
-
-
-def _settle(dit: Path, options: TrainOptions) -> TrainOptions:
-    from musubi_core.models.wan.experts import settle
-
-    return settle(dit, options)
-
-
-def _experts(dit: Path, options: TrainOptions) -> tuple[Expert, ...]:
-    from musubi_core.models.wan.experts import experts
-
-    return experts(dit, options)
-
-
-def _write_tiny(folder: Path, seed: int) -> TinyFiles:
-    from musubi_core.models.wan.tiny import write_tiny
-
-    return write_tiny(folder, seed)
-
-
-def _latents(request: EncoderRequest) -> LatentEncoding:
-    from musubi_core.models.wan.latents import latents
-
-    return latents(request)
-
-
-def _texts(request: EncoderRequest) -> tuple[TextPass, ...]:
-    from musubi_core.models.wan.text import texts
-
-    return texts(request)
-
-
-def _training_input(batch: Batch, options: TrainOptions) -> TrainingInput:
-    from musubi_core.models.wan.inputs import training_input
-
-    return training_input(batch, options)
-
-
-def _predict(network: nn.Module, x: Tensor, t: Tensor, conditioning: Conditioning, options: Any) -> Tensor:
-    from musubi_core.models.wan.inputs import predict
-
-    return predict(network, x, t, conditioning, options)
-
-
-def _sample_conditioning(batch: Batch, guidance: float, options: TrainOptions) -> Conditioning:
-    from musubi_core.models.wan.inputs import sample_conditioning
-
-    return sample_conditioning(batch, guidance, options)
+HERE = "musubi_core.models.wan"
 
 
 def _blocks(network: Any) -> list[nn.Module]:
@@ -98,17 +38,17 @@ SPEC = ArchSpec(
     ),
     detect=detect,
     refuse=refuse,
-    load=_load,
-    settle=_settle,
-    experts=_experts,
-    write_tiny=_write_tiny,
+    load=lazily(f"{HERE}.load", "load"),
+    settle=lazily(f"{HERE}.experts", "settle"),
+    experts=lazily(f"{HERE}.experts", "experts"),
+    write_tiny=lazily(f"{HERE}.tiny", "write_tiny"),
     latent_options=LatentOptions,
     text_options=TextOptions,
-    latents=_latents,
-    texts=_texts,
+    latents=lazily(f"{HERE}.latents", "latents"),
+    texts=lazily(f"{HERE}.text", "texts"),
     train_options=TrainOptions,
-    training_input=_training_input,
-    predict=_predict,
+    training_input=lazily(f"{HERE}.inputs", "training_input"),
+    predict=lazily(f"{HERE}.inputs", "predict"),
     blocks=_blocks,
     required_tensors=("latents", "t5"),
     unfit=unfit,
@@ -123,7 +63,7 @@ SPEC = ArchSpec(
     network_modules=("networks.lora_wan", "networks.lora"),
     sampling=sampling_for(TrainOptions()),
     sampling_for=sampling_for,
-    sample_conditioning=_sample_conditioning,
+    sample_conditioning=lazily(f"{HERE}.inputs", "sample_conditioning"),
     released=released,
     diffusers_names=DIFFUSERS,
 )

@@ -97,6 +97,12 @@ JOBS: dict[str, Job] = {
             positional="path",
         ),
         Job(
+            name="quantize-fp8",
+            help="Write a model with scaled fp8 weights: half the size, for training or for ComfyUI.",
+            config="musubi_core.lora_tools.fp8_file_config:Fp8FileConfig",
+            run="musubi_core.cli.work:quantise_file",
+        ),
+        Job(
             name="inspect",
             help="Say what a dataset file would train on, or what a model file holds.",
             config="musubi_core.cli.inspect_file:InspectConfig",

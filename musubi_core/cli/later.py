@@ -74,7 +74,6 @@ LATER_JOBS: dict[str, LaterJob] = {
         ),
         LaterJob(name="merge-lora", help="Merge LoRAs into a model, or into one LoRA."),
         LaterJob(name="extract-lora", help="Make a LoRA from the difference of two models."),
-        LaterJob(name="quantize-fp8", help="Write a model with scaled fp8 weights."),
     )
 }
 

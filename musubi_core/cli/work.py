@@ -100,6 +100,22 @@ def check_weights(path: Path) -> None:
             file.read(name)
 
 
+def quantise_file(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.lora_tools.fp8_file import quantise_file as job
+
+    path = job(config, listener, should_stop)
+    if path is not None:
+        check_model(path, config.architecture)
+
+
+def check_model(path: Path, named: str | None) -> None:
+    """Raises BadFileError when a model file is not whole or not recognised. named: its architecture."""
+    from musubi_core.lora_tools.base_model import open_base
+
+    with open_base(path, named):
+        pass
+
+
 def check_lora(path: Path) -> None:
     """Raises BadFileError when the file is no whole LoRA: damaged, empty, incomplete or not finite."""
     from musubi_core.networks.reading import read_lora

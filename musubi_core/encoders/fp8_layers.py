@@ -12,11 +12,9 @@ from musubi_core.device.fp8_matmul import why_no_fp8_matmul
 from musubi_core.encoders.stored_scales import is_fp8, read_scale, read_unscaled
 from musubi_core.errors import BadFileError
 from musubi_core.files.checkpoint import Checkpoint
-from musubi_core.quantization.fp8 import Quantised, Rows, quantise_rows, relative_error, to_fp8
+from musubi_core.quantization.fp8 import Quantised, Rows, quantise_rows, sampled_error, to_fp8
 from musubi_core.quantization.fp8_linear import Fp8Linear, put_fp8_linears
 from musubi_core.quantization.scheme import QuantisationConfig, Scheme
-
-SAMPLED_ROWS = 8  # of each weight, at least, whose error is measured
 
 Transform = Callable[[str, Tensor], Tensor]
 
@@ -104,15 +102,5 @@ def _quantised(
         whole = (whole if transform is None else transform(whole)).reshape(shape)
         read = lambda start, stop: whole[start:stop]  # noqa: E731
     made = quantise_rows(read, shape, scheme, device=device, name=f"{checkpoint.path}: {source}")
-    layer.error = _error(read, made)
+    layer.error = sampled_error(read, made)
     return made
-
-
-def _error(read: Rows, made: Quantised) -> float:
-    """Relative RMS error of some rows: multiplying out all of them would take longer than the quantising."""
-    count = made.codes.shape[0]
-    rows = torch.arange(0, count, max(1, count // SAMPLED_ROWS))
-    weight = torch.cat([read(row, row + 1).clone() for row in rows.tolist()])
-    there = rows.to(made.codes.device)
-    codes = made.codes.view(torch.uint8)[there].view(made.codes.dtype).cpu()
-    return relative_error(weight, codes, made.scale[there].cpu() if made.scale.ndim else made.scale.cpu())

@@ -21,6 +21,7 @@ DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a group of zeros; smaller ones would divide inexactly
 CHUNK = {"cpu": 1 << 18}  # weights at a time: what the processor's cache holds as float32
 LARGE_CHUNK = 1 << 24  # on other devices
+SAMPLED_ROWS = 8  # of each weight, at least, whose error is measured
 
 Rows = Callable[[int, int], Tensor]  # (start, stop) -> that range of a weight's first axis, any float dtype
 
@@ -98,6 +99,16 @@ def relative_error(weight: Tensor, codes: Tensor, scale: Tensor | None) -> float
     error = (dequantise(codes, scale, torch.float32) - weight).square().sum()
     total = weight.square().sum()
     return (error / total).sqrt().item() if total else 0.0
+
+
+def sampled_error(read: Rows, made: Quantised) -> float:
+    """`relative_error` of some rows: multiplying out all of them would take longer than quantising did."""
+    count = made.codes.shape[0]
+    rows = torch.arange(0, count, max(1, count // SAMPLED_ROWS))
+    weight = torch.cat([read(row, row + 1).clone() for row in rows.tolist()])
+    there = rows.to(made.codes.device)
+    codes = made.codes.view(torch.uint8)[there].view(made.codes.dtype).cpu()
+    return relative_error(weight, codes, made.scale[there].cpu() if made.scale.ndim else made.scale.cpu())
 
 
 def to_fp8(weight: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ def report(model: nn.Module, config: QuantisationConfig) -> list[Note | Warned]:
     """How many layers are in 8 bits, how far they are off, and what was not done as asked."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Fp8Linear)}
     form = "without scales" if config.scheme is None else "scaled"
-    events: list[Note | Warned] = [Note(text=f"{len(layers)} layers are in fp8, {form}{_errors(layers)}.")]
+    errors = {name: layer.error for name, layer in layers.items() if layer.error is not None}
+    events: list[Note | Warned] = [Note(text=f"{len(layers)} layers are in fp8, {form}{error_text(errors)}.")]
     fallbacks = _fallbacks(layers, config)
     if fallbacks:
         events.append(Note(text=fallbacks))
@@ -39,28 +40,22 @@ def report(model: nn.Module, config: QuantisationConfig) -> list[Note | Warned]:
     return events
 
 
-def error_by_kind(layers: Mapping[str, Fp8Linear]) -> dict[str, float]:
-    """Mean relative RMS error of the layers of each kind: attention, mlp, or the layer's own last name."""
+def error_text(errors: Mapping[str, float]) -> str:
+    """Relative RMS errors by dotted name of a layer, as the mean of each kind, to follow a statement."""
+    if not errors:
+        return ""
     kinds: dict[str, list[float]] = {}
-    for name, layer in layers.items():
-        if layer.error is not None:
-            kinds.setdefault(kind_of(name), []).append(layer.error)
-    return {kind: fmean(errors) for kind, errors in sorted(kinds.items())}
+    for name, error in errors.items():
+        kinds.setdefault(kind_of(name), []).append(error)
+    listed = ", ".join(f"{kind} {fmean(found):.2%}" for kind, found in sorted(kinds.items()))
+    return f"; relative error of the weights: {listed}"
 
 
 def kind_of(name: str) -> str:
-    """ "attention" for "double_blocks.3.img_attn_qkv", "linear1" for "single_blocks.0.linear1"."""
+    """The word attention or mlp, or the last of the name: linear1 for single_blocks.0.linear1."""
     words = set(re.split(r"[._]", name))
     found = next((kind for kind, word in KINDS if any(one.startswith(word) for one in words)), None)
     return found or next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
-
-
-def _errors(layers: Mapping[str, Fp8Linear]) -> str:
-    found = error_by_kind(layers)
-    if not found:
-        return ""
-    listed = ", ".join(f"{kind} {error:.2%}" for kind, error in found.items())
-    return f"; relative error of the weights: {listed}"
 
 
 def _fallbacks(layers: Mapping[str, Fp8Linear], config: QuantisationConfig) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from musubi_core.models.lazy import lazily
-from musubi_core.models.spec import (
-    ArchSpec,
-    ModelSpecCard,
-)
+from musubi_core.models.spec import ArchSpec, ModelSpecCard
 from musubi_core.models.wan.defaults import latent_for, sampling_for
 from musubi_core.models.wan.detect import detect, refuse
 from musubi_core.models.wan.keys import LORA_NAMES
@@ -18,7 +15,6 @@ from musubi_core.models.wan.required import unfit
 
 if TYPE_CHECKING:
     from torch import nn
-
 
 HERE = "musubi_core.models.wan"
 

@@ -90,6 +90,13 @@ JOBS: dict[str, Job] = {
             positional="path",
         ),
         Job(
+            name="merge-lora",
+            help="Merge LoRAs into one, or into a model.",
+            config="musubi_core.lora_tools.merge_config:MergeConfig",
+            run="musubi_core.cli.work:merge_lora",
+            positional="lora_weight",
+        ),
+        Job(
             name="resize-lora",
             help="Lower the ranks of a LoRA, layer by layer.",
             config="musubi_core.lora_tools.resize_config:ResizeConfig",

@@ -71,11 +71,12 @@ def require_lora(source: LoraSource, *, job: str, also: Sequence[str] = ()) -> t
         raise BadFileError(f"{source.path}: {job} works on plain LoRA, but {listed(foreign)}.")
     for one in source.records:
         if one.kind == "lora":
-            _check_shapes(source.path, one)
+            check_factors(source.path, one)
     return source.records
 
 
-def _check_shapes(path: Path, record: Record) -> None:
+def check_factors(path: Path, record: Record) -> None:
+    """Raises BadFileError when up, middle and down of a "lora" record cannot be multiplied."""
     up, down, mid = record.shapes[UP], record.shapes[DOWN], record.shapes.get(MID)
     fits = prod(up[2:]) == 1 and (
         mid is None or (prod(down[2:]) == 1 and mid[:2] == (up[1], down[0]) and len(mid) > 2)

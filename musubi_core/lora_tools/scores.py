@@ -81,26 +81,41 @@ def choose(recipe: Recipe, layers: Sequence[Measured], budget: tuple[float, int]
     if budget is None:
         threshold = recipe.thr if recipe.thr is not None else -math.inf
     else:
-        threshold = _threshold_for(rated, layers, *budget)
+        most, width = budget
+        costs = [
+            Cost(
+                direction=(layer.shape.outputs + layer.shape.columns) * width,
+                opening=4 if ALPHA in layer.record.keys else 0,
+            )
+            for layer in layers
+        ]
+        threshold = threshold_for(rated, costs, most)
     kept = tuple(torch.nonzero((one >= threshold) & one.isfinite()).flatten() for one in rated)
     return Chosen(kept=kept, threshold=threshold, best=best)
 
 
-def _threshold_for(rated: Sequence[Tensor], layers: Sequence[Measured], most: float, width: int) -> float:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Bytes of one direction of a layer, and of what the first one brings along."""
+
+    direction: int
+    opening: int
+
+
+def threshold_for(rated: Sequence[Tensor], costs: Sequence[Cost], most: float) -> float:
     """The lowest score such that all directions from it upwards fit into `most` bytes; inf when none does.
 
-    Directions of equal score stay or go together.
+    rated: (r,) scores of each layer. Directions of equal score stay or go together.
     """
-    sizes = [(layer.shape.outputs + layer.shape.columns) * width for layer in layers]
-    opened = [4 if ALPHA in layer.record.keys else 0 for layer in layers]  # its alpha
+    opened = [False] * len(costs)
     order = sorted(
         ((float(score), place) for place, one in enumerate(rated) for score in one if score > -math.inf),
         reverse=True,
     )
     threshold, used = math.inf, 0
     for at, (score, place) in enumerate(order):
-        used += sizes[place] + opened[place]
-        opened[place] = 0
+        used += costs[place].direction + (0 if opened[place] else costs[place].opening)
+        opened[place] = True
         if used > most:
             break
         if at + 1 == len(order) or order[at + 1][0] < score:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from lora_files import dense, lora_file
+from dense_loras import dense, lora_file
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

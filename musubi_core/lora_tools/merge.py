@@ -1,0 +1,359 @@
+"""`merge-lora`: several LoRAs into one, or into a model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from musubi_core.errors import BadFileError, ConfigError
+from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, ignore, never
+from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.lora_tools.base_model import one_spelling
+from musubi_core.lora_tools.dense import DENSE, dense_change, matrix_size, refuse_others
+from musubi_core.lora_tools.layers import (
+    LayerShape,
+    OtherTensor,
+    OutputLayer,
+    dtype_for,
+    layer_shape,
+    matrices,
+    write_lora,
+)
+from musubi_core.lora_tools.merge_config import MergeConfig
+from musubi_core.lora_tools.norms import leading_spectrum
+from musubi_core.lora_tools.rank_rules import NOTHING, count_for_energy
+from musubi_core.lora_tools.records import ALPHA, DOWN, UP, LoraSource, Record, open_lora
+from musubi_core.lora_tools.scores import Cost, threshold_for
+from musubi_core.lora_tools.spectral import Spectrum, side_by_side, spectrum_of
+from musubi_core.networks.reading import listed
+
+_BESIDE = ("diff", "norm")  # changes without a rank: they are added
+_SAME_MODEL = ("ss_base_model_version", "modelspec.architecture")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one file does to one layer."""
+
+    source: LoraSource
+    record: Record
+    multiplier: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Layer:
+    """What all files together do to one layer. rank: of the result, known after the first pass."""
+
+    shape: LayerShape
+    parts: list[Part] = field(default_factory=list)
+    rank: int = 0
+
+    @property
+    def plain(self) -> bool:
+        return all(part.record.kind == "lora" for part in self.parts)
+
+    @property
+    def widest(self) -> int:
+        """The rank that certainly holds the whole sum."""
+        side = min(self.shape.outputs, self.shape.columns)
+        return min(sum(part.record.rank for part in self.parts), side) if self.plain else side
+
+
+def merge_lora(
+    config: MergeConfig, emit: Listener = ignore, should_stop: ShouldStop = never
+) -> tuple[Path, ...]:
+    """Merge LoRAs. Returns the file written; nothing when stopped.
+
+    Raises ConfigError or BadFileError, and then nothing was written.
+    """
+    config.check()
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(open_lora(path)) for path in config.lora_weight]
+        for source in sources:
+            refuse_others(source, _BESIDE)
+        _check_one_model(sources)
+        if config.dit is not None:
+            from musubi_core.lora_tools.merge_base import merge_into_model
+
+            done = merge_into_model(config, sources, emit, should_stop)
+        else:
+            done = _into_one(config, sources, emit, should_stop)
+    if not done:
+        return ()
+    emit(FileWritten(path=config.output_file, what="merged LoRA" if config.dit is None else "merged model"))
+    return (config.output_file,)
+
+
+def _check_one_model(sources: Sequence[LoraSource]) -> None:
+    """Raises BadFileError when the files say that they are for different models."""
+    for key in _SAME_MODEL:
+        named = {source.metadata[key]: source.path.name for source in sources if source.metadata.get(key)}
+        if len(named) > 1:
+            texts = ", ".join(f"{path} for {model}" for model, path in named.items())
+            raise BadFileError(f"These LoRAs are for different models by their {key}: {texts}.")
+
+
+def _into_one(
+    config: MergeConfig, sources: Sequence[LoraSource], emit: Listener, should_stop: ShouldStop
+) -> bool:
+    layers = _layers(config, sources)
+    beside = _sums(config, sources)
+    if not _set_ranks(config, list(layers.values()), sources, beside, emit, should_stop):
+        return False
+    outputs = {}
+    for layer in layers.values():
+        if layer.rank:
+            output = _output(layer, config)
+            outputs[output.down_key] = (output, layer)
+    if not outputs and not beside:
+        raise ConfigError("Nothing is left of these LoRAs. Raise size, or check the multipliers.")
+    exact = config.new_rank is None and config.energy is None and config.size is None
+    worst = 0.0
+
+    def factors(output: OutputLayer) -> tuple[Tensor, Tensor]:
+        nonlocal worst
+        up, down, lost = _factors(outputs[output.down_key][1], exact=exact)
+        worst = max(worst, lost)
+        return up, down
+
+    done = write_lora(
+        config.output_file,
+        [output for output, _ in outputs.values()],
+        factors,
+        _metadata(config, sources, layers.values()),
+        others=beside,
+        emit=emit,
+        should_stop=should_stop,
+        stage="merge",
+    )
+    if done:
+        ranks = [layer.rank for layer in layers.values()] or [0]
+        emit(
+            Note(
+                text=f"{len(layers)} layers of {len(sources)} LoRAs, rank {min(ranks)} to {max(ranks)}; at "
+                f"most {worst:.2%} of a layer's change was cut off."
+            )
+        )
+    return done
+
+
+def _layers(config: MergeConfig, sources: Sequence[LoraSource]) -> dict[str, Layer]:
+    """{a name that all spellings share: layer}. Raises BadFileError for files that do not belong together."""
+    layers: dict[str, Layer] = {}
+    for source, multiplier in zip(sources, config.multipliers, strict=True):
+        for record in source.records:
+            if record.kind in DENSE:
+                part = Part(source=source, record=record, multiplier=multiplier)
+                _add(layers.setdefault(one_spelling(record.base), Layer(shape=_shape(part))), part)
+    shared = any(len(layer.parts) > 1 for layer in layers.values())
+    if len(sources) > 1 and not shared and not config.disjoint:
+        raise BadFileError(
+            "These LoRAs have no layer in common: they are for different models, or in the namings of "
+            "different programs (bring them into one with convert-lora). If each trains another part of one "
+            "model, set --disjoint."
+        )
+    return layers
+
+
+def _add(layer: Layer, part: Part) -> None:
+    twice = [other.record.base for other in layer.parts if other.source is part.source]
+    if twice:
+        raise BadFileError(f"{part.source.path} has one layer twice: {twice[0]} and {part.record.base}.")
+    shape = _shape(part)
+    if (shape.outputs, shape.columns) != (layer.shape.outputs, layer.shape.columns):
+        first = layer.parts[0].source.path.name
+        raise BadFileError(
+            f"{part.source.path}: {part.record.base} changes a weight of {[shape.outputs, shape.columns]}, "
+            f"but in {first} it is {[layer.shape.outputs, layer.shape.columns]}. They are for different "
+            "models."
+        )
+    if layer.parts and part.record.kind == "lora" and layer.parts[0].record.kind != "lora":
+        layer.shape = shape  # knows the kernel
+    layer.parts.append(part)
+
+
+def _shape(part: Part) -> LayerShape:
+    if part.record.kind == "lora":
+        return layer_shape(part.record)
+    rows, columns = matrix_size(part.record, part.source.path)
+    return LayerShape(outputs=rows, inputs=columns)
+
+
+def _set_ranks(
+    config: MergeConfig,
+    layers: Sequence[Layer],
+    sources: Sequence[LoraSource],
+    beside: dict[str, OtherTensor],
+    emit: Listener,
+    should_stop: ShouldStop,
+) -> bool:
+    """Decide the rank of every layer; where that needs the singular values, in a pass of its own."""
+    if config.energy is None and config.size is None:
+        for layer in layers:
+            if config.new_rank is None and not layer.plain:
+                raise ConfigError(
+                    f"{layer.parts[0].record.base} is not LoRA in every file, so the sum has no exact LoRA "
+                    "form. Give --new_rank, --energy or --size."
+                )
+            whole = sum(part.record.rank for part in layer.parts)
+            layer.rank = whole if config.new_rank is None else min(config.new_rank, layer.widest)
+        return True
+    spectra = []
+    for done, layer in enumerate(layers):
+        if should_stop():
+            return False
+        emit(Progress(stage="measure", done=done, total=len(layers), text=layer.parts[0].record.base))
+        s = _spectrum(layer, layer.widest).s
+        spectra.append(s)
+        if config.energy is not None:
+            most = config.new_rank or len(s)
+            layer.rank = min(count_for_energy(s, float(s.norm()), config.energy), most)
+    if config.size is not None:
+        _fit(config, layers, spectra, sources, beside)
+    return True
+
+
+def _fit(
+    config: MergeConfig,
+    layers: Sequence[Layer],
+    spectra: Sequence[Tensor],
+    sources: Sequence[LoraSource],
+    beside: dict[str, OtherTensor],
+) -> None:
+    """Ranks of the strongest directions of all layers that fit into the file."""
+    assert config.size is not None
+    texts = json.dumps(_metadata(config, sources, layers), ensure_ascii=False)
+    names = [part.record.base for layer in layers for part in layer.parts[:1]]
+    header = len(texts.encode()) + 1000 + sum(3 * (len(name) + 150) for name in names)
+    header += sum(len(name) + 150 for name in beside)
+    copied = sum(4 * math.prod(other.info.shape) for other in beside.values())
+    costs = [
+        Cost(
+            direction=(layer.shape.outputs + layer.shape.columns)
+            * getattr(torch, _dtype(layer, config)).itemsize,
+            opening=4,
+        )
+        for layer in layers
+    ]
+    rated = [torch.where(s > NOTHING, s, 0.0).log10() for s in spectra]
+    least = threshold_for(rated, costs, config.size * 2**20 - header - copied)
+    for layer, one in zip(layers, rated, strict=True):
+        layer.rank = int(((one >= least) & one.isfinite()).sum())
+
+
+def _spectrum(layer: Layer, rank: int) -> Spectrum:
+    """Of the weighted sum of all changes."""
+    if layer.plain:
+        return spectrum_of(*_concatenated(layer))
+    total = torch.zeros(layer.shape.outputs, layer.shape.columns)
+    for part in layer.parts:
+        change = dense_change(part.record, part.source.read(part.record))
+        total.add_(change, alpha=part.multiplier)
+    return leading_spectrum(total, rank, seed=0)
+
+
+def _concatenated(layer: Layer) -> tuple[Tensor, Tensor]:
+    """up (o, sum r) and down (sum r, i * k) in float64, the strengths half in each."""
+    ups, downs = [], []
+    for part in layer.parts:
+        up, down = matrices(part.record, part.source.read(part.record))
+        strength = part.multiplier * part.record.scale
+        root = math.sqrt(abs(strength))
+        ups.append(up * math.copysign(root, strength))
+        downs.append(down * root)
+    return side_by_side(ups, downs)
+
+
+def _factors(layer: Layer, *, exact: bool) -> tuple[Tensor, Tensor, float]:
+    """up, down, and the share of the change that was cut off."""
+    if exact:
+        return *_concatenated(layer), 0.0
+    spectrum = _spectrum(layer, layer.rank if not layer.plain else layer.widest)
+    whole = float(spectrum.s.norm())
+    lost = float(spectrum.s[layer.rank :].norm()) / whole if whole else 0.0
+    return *spectrum.factors(layer.rank), lost
+
+
+def _dtype(layer: Layer, config: MergeConfig) -> str:
+    """The format asked for, else the widest of the files'."""
+    formats = [getattr(torch, dtype) for part in layer.parts for dtype in part.record.dtypes.values()]
+    floats = [dtype for dtype in formats if dtype.is_floating_point and dtype.itemsize > 1]
+    widest = torch.bfloat16 if not floats else floats[0]
+    for dtype in floats[1:]:
+        widest = torch.promote_types(widest, dtype)
+    return dtype_for(config.save_precision, str(widest).removeprefix("torch."))
+
+
+def _output(layer: Layer, config: MergeConfig) -> OutputLayer:
+    """Named as in the first file; alpha = rank."""
+    record = layer.parts[0].record
+    dotted = record.kind == "lora" and ALPHA not in record.keys
+    return OutputLayer(
+        down_key=record.keys.get(DOWN, f"{record.base}.{DOWN}"),
+        up_key=record.keys.get(UP, f"{record.base}.{UP}"),
+        alpha_key="" if dotted else record.keys.get(ALPHA, f"{record.base}.{ALPHA}"),
+        shape=layer.shape,
+        rank=layer.rank,
+        alpha=float(layer.rank),
+        dtype=_dtype(layer, config),
+    )
+
+
+def _sums(config: MergeConfig, sources: Sequence[LoraSource]) -> dict[str, OtherTensor]:
+    """Changes of biases and norms: weighted sums, under the names of the first file that has them."""
+    groups: dict[str, list[tuple[Part, str]]] = {}
+    for source, multiplier in zip(sources, config.multipliers, strict=True):
+        for record in source.records:
+            if record.kind in _BESIDE:
+                part = Part(source=source, record=record, multiplier=multiplier)
+                for name in record.keys:
+                    groups.setdefault(f"{one_spelling(record.base)}.{name}", []).append((part, name))
+    found = {}
+    for parts in groups.values():
+        first, name = parts[0]
+        shapes = {part.record.shapes[name] for part, _ in parts}
+        if len(shapes) > 1:
+            raise BadFileError(
+                f"{first.record.keys[name]} has different shapes in these files: "
+                f"{listed(sorted(map(str, shapes)))}."
+            )
+        info = TensorInfo(
+            shape=first.record.shapes[name],
+            dtype=dtype_for(config.save_precision, first.record.dtypes[name]),
+        )
+        found[first.record.keys[name]] = OtherTensor(info=info, make=_summer(parts))
+    return found
+
+
+def _summer(parts: Sequence[tuple[Part, str]]) -> Callable[[], Tensor]:
+    def make() -> Tensor:
+        changes = [part.source.read(part.record)[name].float() * part.multiplier for part, name in parts]
+        return torch.stack(changes).sum(dim=0)
+
+    return make
+
+
+def _metadata(config: MergeConfig, sources: Sequence[LoraSource], layers: Iterable[Layer]) -> dict[str, str]:
+    """What the files agree on about the model, and what was merged."""
+    common = {
+        name: text
+        for name, text in sources[0].metadata.items()
+        if (name.startswith("modelspec.") or name in _SAME_MODEL or name == "ss_network_module")
+        and all(source.metadata.get(name, text) == text for source in sources)
+    }
+    ranks = {layer.rank for layer in layers if layer.rank}
+    dim = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
+    named = zip(config.lora_weight, config.multipliers, strict=True)
+    return {
+        **common,
+        "ss_network_dim": dim,
+        "ss_network_alpha": dim,
+        "musubi_core.merged": ", ".join(f"{path.name} {strength:g}" for path, strength in named),
+    }

@@ -1,0 +1,144 @@
+"""LoRAs into a model: tensor by tensor, each sum made in float32 and rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from musubi_core.encoders.stored_scales import HELPERS, is_fp8, read_unscaled
+from musubi_core.errors import BadFileError
+from musubi_core.events import Listener, Note, Progress, ShouldStop
+from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.files.tensors import write_made
+from musubi_core.lora_tools.base_model import BaseModel, open_base
+from musubi_core.lora_tools.dense import DENSE, dense_change, matrix_size
+from musubi_core.lora_tools.layers import dtype_for
+from musubi_core.lora_tools.merge_config import MergeConfig
+from musubi_core.lora_tools.records import LoraSource, Record
+
+# parts of changes without a rank -> the parameter of the layer that they are added to
+_PARAMETERS = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """part: the tensor that is added as it is, or "" for a change that is computed."""
+
+    source: LoraSource
+    record: Record
+    multiplier: float
+    part: str
+
+
+class _Stopped(Exception):
+    """Leaves the file unwritten."""
+
+
+def merge_into_model(
+    config: MergeConfig, sources: Sequence[LoraSource], emit: Listener, should_stop: ShouldStop
+) -> bool:
+    """Write the model with every change added; all else is copied. Returns False when stopped."""
+    assert config.dit is not None
+    with open_base(config.dit, config.architecture) as base:
+        additions = _additions(config, sources, base)
+        infos = _infos(config, base)
+        done = 0
+
+        def make(name: str) -> Tensor:
+            nonlocal done
+            if should_stop():
+                raise _Stopped
+            done += 1
+            emit(Progress(stage="merge", done=done, total=len(infos), text=name))
+            return _merged(base, name, additions.get(name, ()), getattr(torch, infos[name].dtype))
+
+        metadata = {k: v for k, v in base.checkpoint.metadata.items() if not k.startswith("sshs_")}
+        named = zip(config.lora_weight, config.multipliers, strict=True)
+        metadata["musubi_core.merged"] = ", ".join(f"{path.name} {strength:g}" for path, strength in named)
+        try:
+            write_made(config.output_file, infos, make, metadata)
+        except _Stopped:
+            return False
+        emit(Note(text=f"{len(additions)} tensors of {len(infos)} were changed by {len(sources)} LoRAs."))
+    return True
+
+
+def _infos(config: MergeConfig, base: BaseModel) -> dict[str, TensorInfo]:
+    """Every tensor of the output. fp8 becomes bf16 unless a format is given, and needs no scales then."""
+    header = base.checkpoint.header
+    fp8 = any(is_fp8(base.checkpoint, name) for name in header)
+    found = {}
+    for name, info in header.items():
+        if fp8 and name.endswith(HELPERS):
+            continue
+        dtype = "bfloat16" if is_fp8(base.checkpoint, name) else info.dtype
+        if getattr(torch, info.dtype).is_floating_point:
+            dtype = dtype_for(config.save_precision, dtype)
+        found[name] = TensorInfo(shape=info.shape, dtype=dtype)
+    return found
+
+
+def _merged(base: BaseModel, name: str, additions: Sequence[Addition], dtype: torch.dtype) -> Tensor:
+    """One tensor of the output. Untouched ones keep their bits where the format stays."""
+    if not additions:
+        if is_fp8(base.checkpoint, name):
+            return read_unscaled(base.checkpoint, name).to(dtype)
+        return base.checkpoint.read(name).to(dtype)
+    total = read_unscaled(base.checkpoint, name).to(torch.float32)
+    for one in additions:
+        tensors = one.source.read(one.record)
+        change = tensors[one.part].float() if one.part else dense_change(one.record, tensors)
+        total.add_(change.reshape(total.shape), alpha=one.multiplier)
+    rounded = total.to(dtype)
+    if not rounded.isfinite().all():
+        raise BadFileError(
+            f"{name} would hold NaN or infinity after the merge as {str(dtype).removeprefix('torch.')}. Use "
+            "another save_precision, or look for the damaged file. Nothing was written."
+        )
+    return rounded
+
+
+def _additions(
+    config: MergeConfig, sources: Sequence[LoraSource], base: BaseModel
+) -> dict[str, list[Addition]]:
+    """{name in the file: what is added to it}. Raises BadFileError for anything that has no place."""
+    found: dict[str, list[Addition]] = {}
+    for source, multiplier in zip(sources, config.multipliers, strict=True):
+        base.require([record.base for record in source.records], source.path)
+        seen: dict[str, str] = {}
+        for record in source.records:
+            layer = base.layer_of(record.base)
+            parts = [""] if record.kind in DENSE else list(record.keys)
+            for part in parts:
+                own = f"{layer}.{_PARAMETERS.get(part, 'weight')}"
+                if own not in base.names:
+                    raise BadFileError(
+                        f"{source.path}: {record.keys[part]} changes {own}, which {base.path} does not have."
+                    )
+                if seen.setdefault(own, record.base) != record.base:
+                    raise BadFileError(
+                        f"{source.path} changes {own} twice, as {seen[own]} and {record.base}."
+                    )
+                addition = Addition(source=source, record=record, multiplier=multiplier, part=part)
+                _check_size(addition, base, own)
+                found.setdefault(base.names[own], []).append(addition)
+    return found
+
+
+def _check_size(addition: Addition, base: BaseModel, own: str) -> None:
+    shape = base.checkpoint.header[base.names[own]].shape
+    record = addition.record
+    if addition.part:
+        size, fits = record.shapes[addition.part], prod(record.shapes[addition.part]) == prod(shape)
+    else:
+        size = matrix_size(record, addition.source.path)
+        fits = size == (shape[0], prod(shape[1:]))
+    if not fits:
+        raise BadFileError(
+            f"{addition.source.path}: {record.base} changes a weight of {list(size)}, but {own} of "
+            f"{base.path} is {list(shape)}. Give the model that this LoRA was made for."
+        )

@@ -1,0 +1,1 @@
+"""What waits in host memory while the device computes: transformer blocks and activations."""

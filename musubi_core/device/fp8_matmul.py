@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
-OLDEST_CARD = (8, 9)  # Ada; Hopper is 9.0
 MULTIPLE = 16  # both sizes of a weight must be multiples of it
 
 
-def why_no_fp8_matmul(device: torch.device) -> str:
-    """Why `fp8_matmul` cannot be used on this device, or ""."""
-    if not hasattr(torch, "_scaled_mm"):
-        return f"torch {torch.__version__} has no fp8 multiplication"
+@cache
+def why_no_fp8_matmul(device: torch.device, *, by_row: bool) -> str:
+    """Why `fp8_matmul` cannot be used on this device, or "". by_row: with a scale for each row.
+
+    Tried out, because cards, drivers and torch's versions all have a say.
+    """
     if device.type != "cuda":
         return f"it needs an NVIDIA card, and this is {device.type}"
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST_CARD:
+    weight = torch.zeros(MULTIPLE, MULTIPLE, dtype=FP8, device=device)
+    scale = torch.ones((MULTIPLE, 1) if by_row else (), device=device)
+    try:
+        fp8_matmul(torch.zeros(MULTIPLE, MULTIPLE, dtype=torch.bfloat16, device=device), weight, scale, None)
+    except (AttributeError, RuntimeError, ValueError, NotImplementedError) as error:
         name = torch.cuda.get_device_name(device)
-        return f"{name} (compute capability {found[0]}.{found[1]}) cannot; 8.9 and later can"
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"{name} with torch {torch.__version__} cannot do it ({reason})"
     return ""
 
 

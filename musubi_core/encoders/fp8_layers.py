@@ -37,10 +37,9 @@ def read_fp8_layers(
     names = {f"{name}.weight": layer for name, layer in layers.items()}
     if config.scheme is not None and not config.upcast_fp8:
         _refuse_fp8(checkpoint, {sources[name]: layer for name, layer in names.items()}, transform)
-    can_multiply = not why_no_fp8_matmul(device)
     state: dict[str, Tensor] = {}
     for name, layer in names.items():
-        layer.fast = layer.fast and can_multiply
+        layer.fast = layer.fast and not why_no_fp8_matmul(device, by_row=layer.by_row)
         source = sources[name]
         if config.scheme is None:
             whole = read_unscaled(checkpoint, source)

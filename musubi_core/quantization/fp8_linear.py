@@ -36,6 +36,11 @@ class Fp8Linear(nn.Linear):
         self.error: float | None = None  # relative RMS error against the weight it was made from, if known
         self.upcast = False  # it was made from weights that were fp8 already
 
+    @property
+    def by_row(self) -> bool:
+        """Whether there is more than one scale."""
+        return self.scale_weight is not None and self.scale_weight.ndim > 0
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype it calculates in."""
         kind = x.device.type

@@ -80,7 +80,10 @@ def _slow(layers: Mapping[str, Fp8Linear]) -> list[Note | Warned]:
     slow = [name for name, layer in layers.items() if not layer.fast]
     if not slow:
         return []
-    reason = why_no_fp8_matmul(layers[slow[0]].weight.device) or "their sizes are no multiples of 16"
+    first = layers[slow[0]]
+    reason = (
+        why_no_fp8_matmul(first.weight.device, by_row=first.by_row) or "their sizes are no multiples of 16"
+    )
     return [
         Warned(
             text=f"--fp8_fast: {len(slow)} of {len(layers)} layers are multiplied in the ordinary way, "

@@ -97,6 +97,12 @@ JOBS: dict[str, Job] = {
             positional="lora_weight",
         ),
         Job(
+            name="extract-lora",
+            help="Make a LoRA from the difference of two models.",
+            config="musubi_core.lora_tools.extract_config:ExtractConfig",
+            run="musubi_core.cli.work:extract_lora",
+        ),
+        Job(
             name="resize-lora",
             help="Lower the ranks of a LoRA, layer by layer.",
             config="musubi_core.lora_tools.resize_config:ResizeConfig",

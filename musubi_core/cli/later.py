@@ -72,7 +72,6 @@ LATER_JOBS: dict[str, LaterJob] = {
                 lists="video_size lora_weight lora_multiplier latent_path",
             ),
         ),
-        LaterJob(name="extract-lora", help="Make a LoRA from the difference of two models."),
     )
 }
 

@@ -74,6 +74,13 @@ def merge_lora(config: Any, listener: Listener, should_stop: ShouldStop) -> None
         check_weights(path)
 
 
+def extract_lora(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.lora_tools.extract import extract_lora as job
+
+    for path in job(config, listener, should_stop):
+        check_weights(path)
+
+
 def resize_lora(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
     from musubi_core.lora_tools.resize import resize_lora as job
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "encoders": {"config", "files", "device", "quantization"},
     "data": {"config", "files"},
     "models": {"config", "files", "device", "quantization", "offload", "encoders", "sampling"},
-    "lora_tools": {"config", "files", "pictures", "quantization", "encoders", "networks", "models"},
+    "lora_tools": {"config", "files", "device", "pictures", "quantization", "encoders", "networks", "models"},
     "training": {
         *("config", "files", "device", "pictures", "quantization", "offload", "networks", "sampling"),
         *("encoders", "data", "models"),

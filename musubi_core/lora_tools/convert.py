@@ -19,6 +19,7 @@ from musubi_core.lora_tools.convert_plan import Conversion, Maker, Plan, Stopped
 from musubi_core.lora_tools.lora_formats import folder_settings, format_for, header_settings
 from musubi_core.lora_tools.module_names import (
     Model,
+    canonical,
     model_named,
     model_of,
     related_views,
@@ -134,8 +135,8 @@ def _doubts(config: ConvertConfig, target: Model, plan: Plan) -> list[str]:
             "and PEFT ignore: ComfyUI would use the wrong strength. Use target comfyui for it."
         )
     if config.target == "default" and config.lora_key_format == "musubi":
-        used = {group.layer for group in plan.owner.values()}
-        lost = [layer for layer in used if target.own.names[layer] != target.underscored.names[layer]]
+        known = {canonical(name) for names in target.comfyui.names.values() for name in names}
+        lost = [name for _, names in plan.lines for name in names if canonical(name) not in known]
         if lost:
             doubts.append(
                 f"ComfyUI ignores {len(lost)} of these names (first: {min(lost)}). Use target comfyui, or "

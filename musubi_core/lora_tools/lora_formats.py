@@ -95,11 +95,11 @@ def format_for(target: str, *, key_format: str, prefix: str) -> LoraFormat:
     if target == "default":
         return LoraFormat(
             name=target,
-            naming=lambda model: model.underscored if key_format == "comfyui" else model.own,
+            naming=lambda model: model.comfyui if key_format == "comfyui" else model.own,
             encode=encode_underscored,
         )
     if target == "comfyui":
-        return LoraFormat(name=target, naming=lambda model: model.own, encode=encode_dotted)
+        return LoraFormat(name=target, naming=lambda model: model.comfyui, encode=encode_dotted)
     if target == "other":
         return LoraFormat(name=target, naming=lambda model: model.own, encode=encoder_of_other(prefix))
     return LoraFormat(

@@ -15,7 +15,7 @@ from musubi_core.config import nearest, unknown_key
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.models.registry import architectures
 from musubi_core.models.spec import ArchSpec, LayerNames
-from musubi_core.networks.naming import file_name
+from musubi_core.networks.naming import substituted
 from musubi_core.networks.reading import SHOWN, listed
 
 PREFIXES = (
@@ -54,15 +54,15 @@ class Place:
 class Model:
     """A model that LoRAs are for, in terms of the layers of one architecture.
 
-    layers: shapes of the weights by our dotted names. underscored: the names that stand in files with
-    underscores so that ComfyUI finds them. version, card: how metadata names the model ("" if unknown).
+    layers: shapes of the weights by our dotted names. comfyui: the names that ComfyUI finds. version, card:
+    how metadata names the model ("" if unknown).
     """
 
     name: str
     home: ArchSpec
     layers: Mapping[str, tuple[int, ...]]
     own: Naming
-    underscored: Naming
+    comfyui: Naming
     diffusers: Naming | None
     version: str
     card: str
@@ -104,7 +104,7 @@ def view(name: str, home: ArchSpec) -> Model:
     if name == home.name:
         own = Naming(names={layer: (layer,) for layer in layers})
         changed = home.lora_names.comfyui
-        spelled = Naming(names={layer: (file_name(layer, "comfyui", changed),) for layer in layers})
+        spelled = Naming(names={layer: (substituted(layer, changed),) for layer in layers})
         theirs = None if home.diffusers_names is None else naming_of(home.diffusers_names, layers)
         version, card = home.latent.architecture, home.card.architecture
     else:
@@ -115,7 +115,7 @@ def view(name: str, home: ArchSpec) -> Model:
         home=home,
         layers=layers,
         own=own,
-        underscored=spelled,
+        comfyui=spelled,
         diffusers=theirs,
         version=version,
         card=card,

@@ -22,12 +22,12 @@ def underscored(name: str) -> str:
 
 def file_name(name: str, key_format: str, substitutions: Substitutions) -> str:
     """What the adapter of the layer `name` is called in a file of `key_format` ("comfyui" or "musubi")."""
-    return underscored(_substituted(name, substitutions) if key_format == "comfyui" else name)
+    return underscored(substituted(name, substitutions) if key_format == "comfyui" else name)
 
 
 def spellings(name: str, substitutions: Substitutions) -> tuple[str, ...]:
     """The canonical names that mean the adapter of one layer: musubi-tuner's, and ComfyUI's if it differs."""
-    return tuple(dict.fromkeys((underscored(name), underscored(_substituted(name, substitutions)))))
+    return tuple(dict.fromkeys((underscored(name), underscored(substituted(name, substitutions)))))
 
 
 def spelling_table(names: Iterable[str], substitutions: Substitutions) -> dict[str, str]:
@@ -56,7 +56,8 @@ def similar(base: str, table: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(table[spelling] for spelling in nearest(canonical(base), table)))
 
 
-def _substituted(name: str, substitutions: Substitutions) -> str:
+def substituted(name: str, substitutions: Substitutions) -> str:
+    """A dotted name with the substitutions made in order."""
     for old, new in substitutions:
         name = name.replace(old, new)
     return name

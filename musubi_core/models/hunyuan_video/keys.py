@@ -26,8 +26,13 @@ ORIGINAL_TO_COMFYUI = (
     ("_in.mlp.2.", "_in.out_layer."),
 )
 
-# Of the modules that get adapters, only the MLPs differ once dots are underscores.
-LORA_NAMES = LoraNames(comfyui=(("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.2")))
+# The same for layers, that is without the name of the parameter.
+LORA_NAMES = LoraNames(
+    comfyui=tuple(
+        (ours.removesuffix("weight").rstrip("."), theirs.removesuffix("scale").rstrip("."))
+        for ours, theirs in ORIGINAL_TO_COMFYUI
+    )
+)
 
 
 def comfyui_name(original: str) -> str:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musubi_core.config import ConfigError, option
 from musubi_core.events import Listener, ShouldStop
-from musubi_core.files.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     from musubi_core.models.spec import ArchSpec
-
-_SHOWN = 12  # names of tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +24,10 @@ class InspectConfig:
     architecture: str | None = option(
         None, help="Model family whose buckets and clip lengths are shown. Needed when there are several."
     )
+    plot: Path | None = option(
+        None,
+        help="For a LoRA or a model: also draw the norm of each block, as a PNG. This reads the weights.",
+    )
 
 
 def inspect(config: InspectConfig, listener: Listener, should_stop: ShouldStop) -> None:
@@ -39,7 +37,16 @@ def inspect(config: InspectConfig, listener: Listener, should_stop: ShouldStop) 
     if config.file.suffix.lower() in (".toml", ".json") and not config.file.name.endswith(".index.json"):
         _write_dataset(config.file, config.architecture)
     else:
-        sys.stdout.write(f"{weights_text(config.file)}\n")
+        _write_weights(config, listener, should_stop)
+
+
+def _write_weights(config: InspectConfig, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.lora_tools.inspect import description, norms_picture
+
+    sys.stdout.write(f"{description(config.file)}\n")
+    sys.stdout.flush()
+    if config.plot is not None:
+        norms_picture(config.file, config.plot, listener, should_stop)
 
 
 def _write_dataset(path: Path, architecture: str | None) -> None:
@@ -65,36 +72,3 @@ def _spec(name: str | None) -> ArchSpec:
         names = " or ".join(spec.name for spec in specs)
         raise ConfigError(f"Buckets and clip lengths depend on the model. Give --architecture {names}.")
     return specs[0]
-
-
-def weights_text(path: Path) -> str:
-    """A summary of names, shapes, number formats and metadata; no weight is read."""
-    from musubi_core.files.checkpoint import open_checkpoint
-    from musubi_core.models.registry import architectures
-
-    with open_checkpoint(path) as checkpoint:
-        header, metadata = dict(checkpoint.header), dict(checkpoint.metadata)
-    known = [spec.name for spec in architectures() if spec.detect(header) is not None]
-    lines = [str(path), *_numbers(header)]
-    lines.append(f"network of: {' or '.join(known)}" if known else "network of: no architecture known here")
-    names = [f"  {name} {_shape(info)}" for name, info in header.items()]
-    lines += ["tensors:", *names[:_SHOWN], *[f"  ... and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)]
-    if metadata:
-        lines += ["metadata:", *(f"  {key} = {_short(value)}" for key, value in sorted(metadata.items()))]
-    return "\n".join(lines)
-
-
-def _numbers(header: Mapping[str, TensorInfo]) -> list[str]:
-    formats = Counter[str]()
-    for info in header.values():
-        formats[info.dtype] += prod(info.shape)
-    parts = ", ".join(f"{count:,} {name}" for name, count in formats.most_common())
-    return [f"{len(header)} tensors, {sum(formats.values()):,} numbers: {parts or 'none'}"]
-
-
-def _shape(info: TensorInfo) -> str:
-    return f"{'x'.join(map(str, info.shape)) or 'scalar'} {info.dtype}"
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 100 else f"{value[:100]}..."

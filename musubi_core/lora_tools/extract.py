@@ -238,6 +238,7 @@ def _metadata(config: ExtractConfig, pair: Pair, layers: Mapping[str, Difference
         "modelspec.architecture": f"{card.architecture}/lora",
         "modelspec.implementation": card.implementation,
         "modelspec.title": config.output_file.stem,
+        "ss_base_model_version": pair.before.spec.latent.architecture,
         "ss_network_module": pair.before.spec.network_modules[0],
         "ss_network_dim": dim,
         "ss_network_alpha": dim,

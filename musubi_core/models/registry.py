@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SPECS = {
     "hunyuan_video": "musubi_core.models.hunyuan_video.spec",
     "flux_kontext": "musubi_core.models.flux_kontext.spec",
+    "wan": "musubi_core.models.wan.spec",
 }
 
 

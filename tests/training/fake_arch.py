@@ -6,7 +6,7 @@ Nothing here is registered, so a trainer that asked for one of our own model cla
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from musubi_core.config import LatentShape, build, option
 from musubi_core.models.spec import (
     ArchSpec,
+    Expert,
     LoadRequest,
     LoraNames,
     ModelSpecCard,
@@ -33,6 +34,16 @@ CHANNELS, TEXT, HIDDEN = 4, 6, 16
 class FakeOptions:
     guidance_scale: float = option(1.0, help="Added to every token.")
     explode_at: float = option(2.0, help="Predict NaN for samples with t above this.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairOptions(FakeOptions):
+    """Of a model with two networks; --dit is the one for low noise."""
+
+    second: Path | None = option(None, help="The network for high noise.")
+    boundary: float = option(0.6, help="Where it begins.")
+    apart: bool = option(False, help="Train a LoRA for each.")
+    wait: bool = option(False, help="The idle network waits in host memory.")
 
 
 class FakeBlock(nn.Module):
@@ -53,6 +64,7 @@ class FakeNet(nn.Module):
         self.inward = nn.Linear(CHANNELS + TEXT + 1, hidden)
         self.blocks = nn.ModuleList(FakeBlock(hidden) for _ in range(blocks))
         self.outward = nn.Linear(hidden, CHANNELS)
+        self.source = ""  # stem of the file that it was loaded from
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)
@@ -67,7 +79,10 @@ def _load(request: LoadRequest) -> nn.Module:
     tensors = load_file(request.path)
     hidden = tensors["inward.weight"].shape[0]
     net = FakeNet(hidden, sum(name.endswith("up.weight") for name in tensors))
+    if request.transform is not None:
+        tensors = {name: request.transform(name, tensor) for name, tensor in tensors.items()}
     net.load_state_dict(tensors)
+    net.source = request.path.stem
     return net.to(request.device, request.dtype)
 
 
@@ -111,6 +126,18 @@ FAKE = ArchSpec(
     sampling=SamplingDefaults(steps=1, shift=1.0, guidance=1.0, fps=1.0),
     sample_conditioning=_unused,
 )
+
+
+def _experts(dit: Path, options: PairOptions) -> tuple[Expert, ...]:
+    assert options.second is not None
+    low, high = ("low", "high") if options.apart else ("", "")
+    return (
+        Expert(name="low", path=dit, t_max=options.boundary, lora=low, offload=options.wait),
+        Expert(name="high", path=options.second, t_min=options.boundary, lora=high, offload=options.wait),
+    )
+
+
+FAKE_PAIR = replace(FAKE, train_options=PairOptions, experts=_experts, harmless=("wait",))
 
 
 def write_caches(
@@ -191,7 +218,26 @@ def config_for(workplace: Mapping[str, Any], **options: Any) -> TrainConfig:
     return build(TrainConfig, options_for(workplace, **options), where="the test")
 
 
-def run_fake(options: Mapping[str, Any]) -> None:
-    """A whole run in a process of its own, which a test may kill."""
+def write_second(place: Mapping[str, Any]) -> Path:
+    """The network for high noise, beside the one for low noise."""
+    path = place["dit"].with_name("high.safetensors")
+    tensors = load_file(place["dit"])
+    generator = torch.Generator().manual_seed(5)
+    save_file({k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in tensors.items()}, path)
+    return path
+
+
+def pair_config(place: Mapping[str, Any], pair: Mapping[str, Any], **options: Any) -> TrainConfig:
+    """A run on both networks. pair: values of PairOptions."""
+    chosen = PairOptions(second=place["dit"].with_name("high.safetensors"), **pair)
+    return replace(config_for(place, **options), arch_options=chosen)
+
+
+def run_fake(options: Mapping[str, Any], pair: Mapping[str, Any] | None = None) -> None:
+    """A whole run in a process of its own, which a test may kill. pair: on two networks, with PairOptions."""
     torch.set_num_threads(1)
-    train(build(TrainConfig, options, where="the test"), spec=FAKE)
+    config = build(TrainConfig, options, where="the test")
+    if pair is None:
+        train(config, spec=FAKE)
+    else:
+        train(replace(config, arch_options=PairOptions(**pair)), spec=FAKE_PAIR)

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_arch import FAKE, config_for, options_for, run_fake, write_workplace
+from fake_arch import (
+    FAKE,
+    FAKE_PAIR,
+    config_for,
+    options_for,
+    pair_config,
+    run_fake,
+    write_second,
+    write_workplace,
+)
 from safetensors.torch import load_file
 
 from musubi_core.errors import BadFileError, ConfigError
@@ -72,7 +81,7 @@ def same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def kill_and_finish(context, place, kills: int, seed: int, **options) -> list[int]:
+def kill_and_finish(context, place, kills: int, seed: int, pair=None, **options) -> list[int]:
     """Kill -9 at random moments, resuming each time; then let it finish. Returns the steps reached."""
     chance = random.Random(seed)
     chosen = options_for(place, resume="auto", **options)
@@ -81,7 +90,7 @@ def kill_and_finish(context, place, kills: int, seed: int, **options) -> list[in
     for _ in range(kills):
         before = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         goal = before + chance.randint(1, max(1, STEPS // (kills + 1)))
-        process = context.Process(target=run_fake, args=(chosen,))
+        process = context.Process(target=run_fake, args=(chosen, pair))
         process.start()
         deadline = time.monotonic() + 60
         while process.is_alive() and time.monotonic() < deadline:
@@ -94,7 +103,7 @@ def kill_and_finish(context, place, kills: int, seed: int, **options) -> list[in
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL), "the run failed by itself"
         reached.append(len(read_metrics(metrics)) if metrics.exists() else 0)
-    process = context.Process(target=run_fake, args=(chosen,))
+    process = context.Process(target=run_fake, args=(chosen, pair))
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -131,6 +140,19 @@ def test_a_killed_run_ends_with_the_same_lora(place, processes, kills):
     ]
     assert untimed == theirs
     assert not list(place["output_dir"].glob(".musubi*")), "what the killed runs left has been cleared"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_a_killed_run_on_two_networks_ends_with_the_same_pair(place, processes):
+    second = write_second(place)
+    chosen = {"second": second, "apart": True, "wait": True}
+    options = {**TRYING, "optimizer_type": "AdamW", "learning_rate": 1e-2}
+    straight = elsewhere(place, "straight")
+    train(pair_config(straight, {"apart": True}, **options), spec=FAKE_PAIR)
+    reached = kill_and_finish(processes, place, 2, seed=4, pair=chosen, **options)
+    for name in ("lora-low", "lora-high"):
+        assert same(lora(place, name), lora(straight, name)), name
+    assert any(0 < step < STEPS for step in reached), "at least one kill hit the middle of the run"
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "AdamWScheduleFree", "Adafactor"])

@@ -18,7 +18,9 @@ from musubi_core.files.read_ahead import read_ahead
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.files.tensors import open_writer
 from musubi_core.lora_tools.ema_config import EmaConfig
-from musubi_core.lora_tools.power_ema import (
+from musubi_core.lora_tools.series import Checkpoint, Series, open_series
+from musubi_core.networks.power_ema import (
+    SIGMA_KEY,
     Profile,
     constant_betas,
     counted_betas,
@@ -27,10 +29,8 @@ from musubi_core.lora_tools.power_ema import (
     weights_at_steps,
     weights_of_betas,
 )
-from musubi_core.lora_tools.series import Checkpoint, Series, open_series
 
 POOR = 0.1  # relative error of a synthesised profile above which a warning is due
-SIGMA_KEY = "musubi_core.ema_sigma_rel"  # metadata of a running average, see training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,14 +18,16 @@ from musubi_core.device.memory import memory_in_use
 from musubi_core.errors import MusubiError, TrainingError
 from musubi_core.events import Listener, Metrics, Progress, ShouldStop, Warned
 from musubi_core.networks.norms import scale_weight_norms
+from musubi_core.networks.power_ema import SIGMA_KEY
 from musubi_core.networks.saving import lora_tensors
 from musubi_core.training.inputs import Prepared, Recipe, prepare
 from musubi_core.training.loras import Loras, named
 from musubi_core.training.metrics import Log
 from musubi_core.training.optimizers import evaluating
 from musubi_core.training.options.validation import ValidationOptions
-from musubi_core.training.outputs import LORA, STATE, Outputs, epoch_name, step_name
+from musubi_core.training.outputs import LORA, STATE, Outputs, average_name, epoch_name, step_name
 from musubi_core.training.plans import StepPlan, StepPlans
+from musubi_core.training.running_averages import RunningAverages
 from musubi_core.training.state import RunState
 from musubi_core.training.step import Stepper, StepResult
 from musubi_core.training.validation import validation_losses
@@ -72,6 +74,7 @@ class Loop:
 
     stepper: Stepper
     loras: Loras
+    averages: RunningAverages
     plans: StepPlans
     recipe: Recipe
     held_out: tuple[PlannedSample, ...]
@@ -140,6 +143,8 @@ class Loop:
                 "max_norm/average_key_norm": norms.mean,
                 "max_norm/max_key_norm": norms.largest,
             }
+        if result.updated and self.averages.widths:
+            self.averages.update(self.position.step)
         self.stepper.updating = False
         values["time/step"] = time.perf_counter() - started
         if self.validation_due(plan):
@@ -241,6 +246,8 @@ class Loop:
         kept = self.outputs.options.save_state
         for lora in self.loras.names:
             _remember(names, named(base, lora) + LORA)
+            for width in self.averages.widths:
+                _remember(names, average_name(named(base, lora), width) + LORA)
         _remember(state_names if kept else self.outputs.saved.spare_states, base + STATE)
         self.write_lora(base)
         self.write_state(base, kept=kept)
@@ -286,6 +293,16 @@ class Loop:
             self.outputs.write_lora(named(base, name), one, self.metadata(name, step, epoch))
             for name, one in tensors.items()
         )
+        for width in self.averages.widths:
+            self.write_average(base, width, step, epoch)
+
+    def write_average(self, base: str, width: float, step: int, epoch: int) -> None:
+        """The running average of one width, in float32: later sums of them magnify rounding."""
+        with self.averages.in_place(width):
+            for name, network in self.loras.networks.items():
+                tensors = lora_tensors(network, torch.float32, self.key_format)
+                metadata = {**self.metadata(name, step, epoch), SIGMA_KEY: f"{width:g}"}
+                self.outputs.write_lora(average_name(named(base, name), width), tensors, metadata)
 
     def write_state(self, base: str, *, kept: bool) -> None:
         """Everything that decides how the run goes on from here."""
@@ -304,6 +321,7 @@ class Loop:
             saved=self.outputs.saved.record(),
             optimizer=stepper.optimizer.state_dict(),
             schedule=stepper.rates.state(),
+            averages=self.averages.state() if self.averages.widths else None,
             network=self.loras.state_dict(),
         )
         position.state = self.outputs.write_state(base, state)

@@ -44,6 +44,11 @@ def epoch_name(name: str, epoch: int) -> str:
     return f"{name}-{epoch:06d}"
 
 
+def average_name(base: str, width: float) -> str:
+    """The running average beside a LoRA."""
+    return f"{base}-ema{width:g}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
     """Writes into one folder and tells the listener. loras: files of one save."""

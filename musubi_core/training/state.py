@@ -54,6 +54,7 @@ class RunState:
     versions: Mapping[str, str] = field(default_factory=dict)
     optimizer: Any = None
     schedule: Any = None
+    averages: Any = None  # see running_averages
     network: Mapping[str, Tensor] = field(default_factory=dict)
 
 

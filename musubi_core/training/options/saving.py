@@ -53,6 +53,14 @@ class SavingOptions:
     save_state_on_train_end: bool = option(
         False, help="Keep a state of the last step, so that the run can be made longer.", advanced=True
     )
+    ema_sigma_rel: tuple[float, ...] = option(
+        (),
+        help="Keep running averages of these relative widths, e.g. 0.05 0.10, and save them with every LoRA. "
+        "ema-merge --weighting stored makes any width of them afterwards.",
+        ge=1e-3,
+        le=0.288,
+        advanced=True,
+    )
     resume: str | None = option(
         None,
         help="Go on from this state folder, or auto: the newest state of this output_name, if there is one.",
@@ -90,6 +98,8 @@ class SavingOptions:
                 f"output_name is {self.output_name!r}; give a plain file name without {' '.join(FORBIDDEN)}. "
                 "The folder belongs in output_dir."
             )
+        if len(set(self.ema_sigma_rel)) != len(self.ema_sigma_rel):
+            raise ConfigError(f"ema_sigma_rel names a width twice: {self.ema_sigma_rel}.")
         for unit in ("epochs", "steps"):
             kept = getattr(self, f"save_last_n_{unit}") or getattr(self, f"save_last_n_{unit}_state")
             if kept and not getattr(self, f"save_every_n_{unit}"):

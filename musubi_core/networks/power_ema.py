@@ -15,6 +15,7 @@ import numpy as np
 
 from musubi_core.errors import ConfigError
 
+SIGMA_KEY = "musubi_core.ema_sigma_rel"  # in the metadata of a running average: its width
 WIDEST = 1 / math.sqrt(12)  # the uniform average: g = 0
 MOST_COEFFICIENTS = 100.0  # sum of |x|: beyond it, rounding of the stored files is multiplied too far
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from musubi_core.errors import ConfigError
-from musubi_core.lora_tools.power_ema import (
+from musubi_core.networks.power_ema import (
     Profile,
     constant_betas,
     counted_betas,

@@ -17,13 +17,13 @@ import json
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from circumstances import circumstances, keep
+from peak import Peak
 
 from musubi_core.files.tensors import TensorFile, write_made, write_tensors
 from musubi_core.lora_tools.ema import ema_merge
@@ -106,36 +106,6 @@ def _timed(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-class Peak:
-    """The largest growth of anonymous memory inside the `with`."""
-
-    def __enter__(self) -> Peak:
-        self._start, self._most, self._going = _anonymous(), 0, True
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._going = False
-        self._thread.join()
-
-    @property
-    def grown(self) -> int:
-        return self._most
-
-    def _watch(self) -> None:
-        while self._going:
-            self._most = max(self._most, _anonymous() - self._start)
-            time.sleep(0.01)
-
-
-def _anonymous() -> int:
-    """Bytes of this process that are its own, not mapped files."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from musubi_core.device.fp8_matmul import why_no_fp8_matmul
+from musubi_core.device.workers import one_core_workers
 from musubi_core.encoders.stored_scales import is_fp8, read_scale, read_unscaled
 from musubi_core.errors import BadFileError
 from musubi_core.files.checkpoint import Checkpoint
 from musubi_core.quantization.fp8 import Quantised, Rows, quantise_rows, sampled_error, to_fp8
 from musubi_core.quantization.fp8_linear import Fp8Linear, put_fp8_linears
 from musubi_core.quantization.scheme import QuantisationConfig, Scheme
+
+MOST_WORKERS = 4  # more would wait for the disk
 
 Transform = Callable[[str, Tensor], Tensor]
 
@@ -37,24 +42,55 @@ def read_fp8_layers(
     names = {f"{name}.weight": layer for name, layer in layers.items()}
     if config.scheme is not None and not config.upcast_fp8:
         _refuse_fp8(checkpoint, {sources[name]: layer for name, layer in names.items()}, transform)
-    state: dict[str, Tensor] = {}
-    for name, layer in names.items():
+    for layer in layers.values():
         layer.fast = layer.fast and not why_no_fp8_matmul(device, by_row=layer.by_row)
-        source = sources[name]
-        if config.scheme is None:
-            whole = read_unscaled(checkpoint, source)
-            whole = whole if transform is None else transform(name, whole)
-            state[name] = to_fp8(whole).to(device).reshape(layer.weight.shape)
-            continue
-        own = partial(transform, name) if transform else None
-        scale = _own_scale(checkpoint, source, layer) if transform is None else None
-        if scale is not None:
-            made = Quantised(codes=checkpoint.read(source, own_memory=True), scale=scale)
-        else:
-            made = _quantised(checkpoint, source, layer, config.scheme, device, own)
-        state[name] = made.codes.to(device)
-        state[f"{name.removesuffix('weight')}scale_weight"] = made.scale.to(device)
+    reading = _Reading(checkpoint=checkpoint, config=config, device=device, transform=transform)
+
+    def read(name: str) -> dict[str, Tensor]:
+        codes, scale = reading.layer(name, sources[name], names[name])
+        if scale is None:
+            return {name: codes.to(device)}
+        scale_name = f"{name.removesuffix('weight')}scale_weight"
+        return {name: codes.to(device), scale_name: scale.to(device)}
+
+    state: dict[str, Tensor] = {}
+    workers = min(MOST_WORKERS, torch.get_num_threads()) if reading.by_rows else 1
+    with one_core_workers(workers) if workers > 1 else contextlib.nullcontext() as pool:
+        for part in map(read, names) if pool is None else pool.map(read, names):
+            state |= part
     return state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """Where weights come from and what they become."""
+
+    checkpoint: Checkpoint
+    config: QuantisationConfig
+    device: torch.device
+    transform: Transform | None
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether no weight is held whole, so that several may be read at once, on the CPU."""
+        whole = self.transform is not None or self.config.scheme is None or self.config.upcast_fp8
+        return not whole and self.device.type == "cpu"
+
+    def layer(self, name: str, source: str, layer: Fp8Linear) -> tuple[Tensor, Tensor | None]:
+        """Codes and scale of one layer, whose weight is called `source` in the file."""
+        checkpoint, scheme = self.checkpoint, self.config.scheme
+        if scheme is None:
+            whole = read_unscaled(checkpoint, source)
+            whole = whole if self.transform is None else self.transform(name, whole)
+            return to_fp8(whole).reshape(layer.weight.shape), None
+        if self.transform is not None:
+            made = _quantised(checkpoint, source, layer, scheme, self.device, partial(self.transform, name))
+            return made.codes, made.scale
+        scale = _own_scale(checkpoint, source, layer)
+        if scale is not None:
+            return checkpoint.read(source, own_memory=True), scale
+        made = _quantised(checkpoint, source, layer, scheme, self.device)
+        return made.codes, made.scale
 
 
 def _refuse_fp8(checkpoint: Checkpoint, layers: Mapping[str, Fp8Linear], transform: Transform | None) -> None:
@@ -87,7 +123,7 @@ def _quantised(
     layer: Fp8Linear,
     scheme: Scheme,
     device: torch.device,
-    transform: Callable[[Tensor], Tensor] | None,
+    transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Quantised:
     """Codes and scale of a weight of the file, with the error noted in the layer."""
     layer.upcast = is_fp8(checkpoint, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -36,13 +37,14 @@ __all__ = [
 
 
 class TensorFile:
-    """An open safetensors file. Use as a context manager; one per thread, because reading moves its position.
+    """An open safetensors file. Use as a context manager; threads may share it and read in turns.
 
     Raises BadFileError on opening when the header lies, on reading when the file has changed meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._turn = threading.Lock()  # reading moves the file's position
         try:
             self._file = path.open("rb", buffering=0)
             try:
@@ -104,13 +106,14 @@ class TensorFile:
         numbers = tensor.reshape(-1).view(torch.uint8).numpy()
         rest = numbers.data
         try:
-            self._file.seek(self.header.data_start + stored.start + skipped)
-            while len(rest):
-                count = self._file.readinto(rest)  # one call reads at most 2 GB on Linux
-                if not count:
-                    detail = f"{len(rest):,} bytes of {name!r} are missing"
-                    raise TensorFileError(self.path, Defect.TRUNCATED, detail)
-                rest = rest[count:]
+            with self._turn:
+                self._file.seek(self.header.data_start + stored.start + skipped)
+                while len(rest):
+                    count = self._file.readinto(rest)  # one call reads at most 2 GB on Linux
+                    if not count:
+                        detail = f"{len(rest):,} bytes of {name!r} are missing"
+                        raise TensorFileError(self.path, Defect.TRUNCATED, detail)
+                    rest = rest[count:]
         except OSError as error:
             raise read_error(self.path, error) from error
         if stored.dtype == "bool" and numbers.max() > 1:

@@ -21,7 +21,7 @@ DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # of a group of zeros; smaller ones would divide inexactly
 CHUNK = {"cpu": 1 << 18}  # weights at a time: what the processor's cache holds as float32
 LARGE_CHUNK = 1 << 24  # on other devices
-SAMPLED_ROWS = 8  # of each weight, at least, whose error is measured
+SAMPLED_ROWS = 8  # of each weight, about, whose error is measured
 
 Rows = Callable[[int, int], Tensor]  # (start, stop) -> that range of a weight's first axis, any float dtype
 

@@ -68,8 +68,8 @@ def workplace(folder: Path, task: str, *, cached_as: str = "") -> dict[str, Any]
     return {"dit": dit, "dataset_config": dataset, "output_dir": folder / "out", "output_name": "lora"}
 
 
-def run(place: dict[str, Any], **options: Any) -> Path:
-    values = {"max_train_steps": 2, "seed": 7, "network_dim": 2, "mixed_precision": "no", **place}
+def run(place: dict[str, Any], *, steps: int = 2, **options: Any) -> Path:
+    values = {"max_train_steps": steps, "seed": 7, "network_dim": 2, "mixed_precision": "no", **place}
     config = build(TrainConfig, values, where="the test")
     return train(replace(config, arch_options=TrainOptions(**options)), spec=SPEC).lora
 
@@ -109,3 +109,37 @@ def test_caches_of_the_other_vae_are_refused(tmp_path: Path):
     place = workplace(tmp_path, "t2v-14B")
     with pytest.raises(BadFileError, match=r"latents of shape \[16, 3, 4, 6\]; expected 48 channels"):
         run({**place, "dit": workplace(tmp_path / "5b", "ti2v-5B")["dit"]})
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """A place to train 2.2's image to video, and its network for high noise."""
+    place = workplace(tmp_path, "i2v-A14B")
+    high = tmp_path / "high_noise.safetensors"
+    write_tensors(high, make_network("i2v-A14B", seed=5, heads=1).state_dict())
+    return {**place, "save_state": True}, high
+
+
+def ups(path: Path) -> list[Tensor]:
+    with TensorFile(path) as file:
+        return [file.read(name) for name in file.names if name.endswith("lora_up.weight")]
+
+
+def test_both_networks_of_2_2_train_one_lora_or_a_pair(pair):
+    place, high = pair
+    assert run({**place, "output_name": "one"}, steps=8, dit_high_noise=high).name == "one.safetensors"
+    run({**place, "output_name": "two"}, steps=8, dit_high_noise=high, expert_loras="pair")
+    files = [
+        place["output_dir"] / f"{name}.safetensors" for name in ("one", "two-low_noise", "two-high_noise")
+    ]
+    assert all(tensor.abs().max() > 0 for path in files for tensor in ups(path))
+
+
+def test_a_run_goes_on_with_the_idle_network_kept_elsewhere(pair):
+    place, high = pair
+    whole = run({**place, "output_name": "whole"}, steps=4, dit_high_noise=high)
+    run(place, dit_high_noise=high)
+    state = place["output_dir"] / "lora-state"
+    offload = {"offload_inactive_dit": True, "force_v2_1_time_embedding": True}
+    resumed = run({**place, "resume": str(state)}, steps=4, dit_high_noise=high, **offload)
+    assert all(torch.equal(one, other) for one, other in zip(ups(whole), ups(resumed), strict=True))

@@ -37,6 +37,7 @@ SPEC = ArchSpec(
     load=lazily(f"{HERE}.load", "load"),
     settle=lazily(f"{HERE}.experts", "settle"),
     experts=lazily(f"{HERE}.experts", "experts"),
+    harmless=("offload_inactive_dit", "force_v2_1_time_embedding"),
     write_tiny=lazily(f"{HERE}.tiny", "write_tiny"),
     latent_options=LatentOptions,
     text_options=TextOptions,

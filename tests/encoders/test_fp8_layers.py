@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from musubi_core.encoders.loading import fill
 from musubi_core.errors import BadFileError
 from musubi_core.events import Note, Warned
-from musubi_core.files.checkpoint import open_checkpoint
+from musubi_core.files.checkpoint import Checkpoint, open_checkpoint
 from musubi_core.files.tensors import write_tensors
 from musubi_core.quantization.fp8 import CHUNK, FP8, dequantise, quantise, to_fp8
 from musubi_core.quantization.fp8_linear import Fp8Linear
@@ -36,7 +38,7 @@ class Model(nn.Module):
         )
 
 
-def config(**changes: object) -> QuantisationConfig:
+def config(**changes: Any) -> QuantisationConfig:
     return QuantisationConfig(**{"targets": ("blocks",), "keep_precise": ("mod",), **changes})
 
 
@@ -45,7 +47,7 @@ def weights(dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     return {name: tensor.to(dtype) for name, tensor in Model().state_dict().items()}
 
 
-def load(path: Path, quantisation: QuantisationConfig | None, **how: object) -> Model:
+def load(path: Path, quantisation: QuantisationConfig | None, **how: Any) -> Model:
     with torch.device("meta"):
         model = Model()
     names = {name: name for name in model.state_dict()}
@@ -89,8 +91,17 @@ def any_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Layers are read one after the other, or several at once."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_every_kind_of_file_gives_the_codes_of_its_weights(any_path, granularity, monkeypatch):
+def test_every_kind_of_file_gives_the_codes_of_its_weights(any_path, granularity, threads, monkeypatch):
     monkeypatch.setitem(CHUNK, "cpu", 5 * 128)
     scheme = Scheme(granularity=granularity)
     model = load(any_path, config(scheme=scheme))
@@ -181,7 +192,7 @@ def test_a_plain_cast_takes_a_file_in_fp8(fp8_path):
     assert (layer.weight.float() - expected).norm() < 0.05 * expected.norm()
 
 
-def test_a_weight_that_is_not_a_number_is_named_with_its_file(tmp_path):
+def test_a_weight_that_is_not_a_number_is_named_with_its_file(tmp_path, threads):
     stored = weights()
     stored["blocks.1.attn_qkv.weight"][3, 4] = float("nan")
     write_tensors(tmp_path / "bad.safetensors", stored)
@@ -202,6 +213,27 @@ def test_the_error_told_is_the_error_made(path):
     weight = weights()["blocks.0.attn_qkv.weight"].float()
     error = dequantise(layer.weight, layer.scale_weight, torch.float32) - weight
     assert layer.error == pytest.approx((error.norm() / weight.norm()).item(), rel=0.25)  # from one row
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(path, threads, monkeypatch):
+    read_rows = Checkpoint.read_rows
+
+    def cut_first(checkpoint: Checkpoint, *args: Any) -> Tensor:
+        with path.open("r+b") as file:
+            file.truncate(2000)
+        return read_rows(checkpoint, *args)
+
+    monkeypatch.setattr(Checkpoint, "read_rows", cut_first)
+    with pytest.raises(BadFileError, match=r"model\.safetensors ends before its last tensor does"):
+        load(path, config())
+
+
+def test_a_packed_weight_is_refused_with_its_name(tmp_path):
+    stored = weights()
+    stored["blocks.0.mlp.weight"] = torch.zeros(32, 70, dtype=torch.uint8)
+    write_tensors(tmp_path / "packed.safetensors", stored)
+    with pytest.raises(BadFileError, match=r"packed\.safetensors: blocks\.0\.mlp\.weight .*uint8"):
+        load(tmp_path / "packed.safetensors", config())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +257,7 @@ import json, sys, threading, time, torch
 from pathlib import Path
 from torch import nn
 from musubi_core.encoders.loading import fill
-from musubi_core.files.checkpoint import open_checkpoint
+from musubi_core.files.checkpoint import Checkpoint, open_checkpoint
 from musubi_core.quantization.scheme import QuantisationConfig, Scheme
 
 FOLDER, WIDTH, COUNT, GRANULARITY = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

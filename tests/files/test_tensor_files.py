@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -270,3 +271,33 @@ def test_tensors_go_from_and_to_a_card(tmp_path: Path):
     write_tensors(tmp_path / "x", {"a": tensor})
     with TensorFile(tmp_path / "x") as file:
         assert torch.equal(file.read("a", "cuda"), tensor)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (0, 0), (2, 4), (4, 5), (5, 5)])
+def test_rows_of_a_tensor_are_its_slices(tmp_path, start, stop):
+    tensors = {
+        "first": torch.arange(7, dtype=torch.int64),
+        "rows": torch.randn(5, 3, 2).bfloat16(),
+        "empty": torch.zeros(5, 0),
+        "flags": torch.tensor([True, False, True, True, False]),
+    }
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    with TensorFile(tmp_path / "a.safetensors") as file:
+        for name, tensor in tensors.items():
+            assert torch.equal(file.read_rows(name, start, stop), tensor[start:stop])
+        for name, wrong in (("rows", (0, 6)), ("rows", (3, 2)), ("rows", (-1, 2))):
+            with pytest.raises(ValueError, match=f"has no rows {wrong[0]} to {wrong[1]}"):
+                file.read_rows(name, *wrong)
+        with pytest.raises(BadFileError, match="has no tensor 'absent'"):
+            file.read_rows("absent", 0, 1)
+
+
+def test_threads_may_share_a_file(tmp_path):
+    tensors = {f"t{number}": torch.full((1000, 50), float(number)) for number in range(20)}
+    write_tensors(tmp_path / "a.safetensors", tensors)
+    with TensorFile(tmp_path / "a.safetensors") as file, ThreadPoolExecutor(8) as pool:
+
+        def read(name: str) -> bool:
+            return all(torch.equal(file.read_rows(name, at, at + 1), tensors[name][:1]) for at in range(200))
+
+        assert all(pool.map(read, tensors))

@@ -31,12 +31,14 @@ def read_fp8_layers(
     config: QuantisationConfig,
     *,
     device: torch.device,
+    place: Callable[[str], torch.device],
     transform: Transform | None = None,
 ) -> dict[str, Tensor]:
     """Put 8-bit layers into an empty `module`, in place, and read their codes and scales, by own name.
 
     Scaled fp8 weights of the file whose scales have the very form asked for are taken as they are. Others
     that are fp8 already are refused unless `config.upcast_fp8`. Raises BadFileError.
+    device: where weights are put into 8 bits. place: where they go afterwards, by own name.
     """
     layers = put_fp8_linears(module, config)
     names = {f"{name}.weight": layer for name, layer in layers.items()}
@@ -49,9 +51,9 @@ def read_fp8_layers(
     def read(name: str) -> dict[str, Tensor]:
         codes, scale = reading.layer(name, sources[name], names[name])
         if scale is None:
-            return {name: codes.to(device)}
+            return {name: codes.to(place(name))}
         scale_name = f"{name.removesuffix('weight')}scale_weight"
-        return {name: codes.to(device), scale_name: scale.to(device)}
+        return {name: codes.to(place(name)), scale_name: scale.to(place(scale_name))}
 
     state: dict[str, Tensor] = {}
     workers = min(MOST_WORKERS, torch.get_num_threads()) if reading.by_rows else 1

@@ -64,18 +64,22 @@ def fill(
     cast: Callable[[Tensor, torch.dtype], Tensor] = Tensor.to,
     transform: Callable[[str, Tensor], Tensor] | None = None,
     quantisation: QuantisationConfig | None = None,
+    placement: Callable[[nn.Module], Callable[[str], torch.device]] | None = None,
 ) -> None:
     """Load every parameter of an empty `module`, in place; tensors are read, cast and moved one by one.
 
     sources: own parameter name -> name in the file. dtype_of: own name -> dtype. transform: (own name, tensor
     as read) -> tensor, before the cast. quantisation: which linear layers become 8-bit ones, and how; those
     are read by rows and never held whole in another precision, unless there is a transform.
-    The module is frozen and in evaluation mode afterwards; buffers move to the device in their own precision.
+    placement: the empty module -> where each tensor goes, by own name; None means all to `device`.
+    The module is frozen and in evaluation mode afterwards; buffers that are in no file move to the device in
+    their own precision.
     """
+    place = placement(module) if placement is not None else lambda name: device
     state: dict[str, Tensor] = {}
     if quantisation is not None:
         state |= read_fp8_layers(
-            module, checkpoint, sources, quantisation, device=device, transform=transform
+            module, checkpoint, sources, quantisation, device=device, place=place, transform=transform
         )
     for name, empty in module.state_dict().items():
         if name in state:
@@ -83,9 +87,12 @@ def fill(
         stored = read_unscaled(checkpoint, sources[name])
         if transform is not None:
             stored = transform(name, stored)
-        state[name] = cast(stored, dtype_of(name)).to(device).reshape(empty.shape)
+        state[name] = cast(stored, dtype_of(name)).to(place(name)).reshape(empty.shape)
     module.load_state_dict(state, strict=True, assign=True)
-    module.requires_grad_(False).eval().to(device)
+    module.requires_grad_(False).eval()
+    for name, buffer in module.named_buffers():
+        if name not in state:
+            buffer.data = buffer.data.to(device)
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:

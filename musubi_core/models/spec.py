@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from musubi_core.config import LatentShape
 from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.offload.groups import SwapRule
 from musubi_core.quantization.scheme import QuantisationConfig
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class LoadRequest:
     options: Any = None  # an instance of ArchSpec.train_options
     transform: Callable[[str, Tensor], Tensor] | None = None  # per tensor, original naming, before the cast
     quantisation: QuantisationConfig | None = None  # layers to keep in 8 bits, made after `transform`
+    # the network, still without memory -> where each tensor goes, by dotted name; None: all to `device`
+    placement: Callable[[nn.Module], Callable[[str], torch.device]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +271,8 @@ class ArchSpec:
 
     # modules whose linear layers may be kept in 8 bits, e.g. ("double_blocks",); empty: fp8 is not offered
     fp8_targets: tuple[str, ...] = ()
+    # what --blocks_to_swap means: by default that many of `blocks`, one of which always stays
+    swap: SwapRule = field(default_factory=SwapRule)
 
     # why `detect` turned a header down, for messages: "it holds a VAE. Expected ..."
     refuse: Callable[[Header], str] = _no_reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,13 +22,14 @@ DYNAMIC = {"auto": None, "true": True, "false": False}
 class Compiled:
     """The modules that were compiled. Compilation happens when they are called with a new kind of input."""
 
-    def __init__(self, modules: Sequence[nn.Module], emit: Listener = ignore) -> None:
-        self.modules = tuple(modules)
+    def __init__(self, undo: Sequence[Callable[[], None]] = (), emit: Listener = ignore) -> None:
+        """undo: makes a module a plain one again; one for each."""
+        self._undo = tuple(undo)
         self._emit = emit
 
     def attempt(self, work: Callable[[], T], held: Tensor) -> T:
         """Do `work`, which adds to `held`; when the compiler fails, do it again with plain modules."""
-        if not self.modules:
+        if not self._undo:
             return work()
         from torch._dynamo.exc import TorchDynamoException
 
@@ -37,9 +39,9 @@ class Compiled:
         except (TorchDynamoException, ImportError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             self._emit(Warned(text=f"torch.compile failed, so training goes on without it, slower: {reason}"))
-        for module in self.modules:
-            module._compiled_call_impl = None
-        self.modules = ()
+        for undo in self._undo:
+            undo()
+        self._undo = ()
         held.copy_(before)
         return work()
 
@@ -57,7 +59,7 @@ def compile_network(
             "fullgraph": options.compile_fullgraph,
             "mode": options.compile_mode,
         }
-        return _compile(blocks, arguments, emit)
+        return Compiled([_compile_forward(block, _known(arguments)) for block in blocks], emit)
     if options.whole:
         arguments = {
             "backend": _backend(options.dynamo_backend.lower(), "--dynamo_backend"),
@@ -65,8 +67,8 @@ def compile_network(
             "fullgraph": options.dynamo_fullgraph,
             "mode": options.dynamo_mode,
         }
-        return _compile(models, arguments, emit)
-    return Compiled([])
+        return Compiled([_compile_call(model, _known(arguments)) for model in models], emit)
+    return Compiled()
 
 
 @contextlib.contextmanager
@@ -83,12 +85,22 @@ def backend_switches(options: CompileOptions) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
-def _compile(modules: Sequence[nn.Module], arguments: dict[str, Any], emit: Listener) -> Compiled:
-    if arguments["backend"] != "inductor" or arguments["mode"] == "default":
-        del arguments["mode"]  # only inductor knows modes
-    for module in modules:
-        module.compile(**arguments)
-    return Compiled(modules, emit)
+def _compile_forward(block: nn.Module, arguments: dict[str, Any]) -> Callable[[], None]:
+    """Compile what a block does, but not its own hooks: in one of them, block swap brings its weights in."""
+    block.forward = torch.compile(block.forward, **arguments)
+    return partial(delattr, block, "forward")
+
+
+def _compile_call(module: nn.Module, arguments: dict[str, Any]) -> Callable[[], None]:
+    """Compile a module with all that hangs on it."""
+    module.compile(**arguments)
+    return partial(setattr, module, "_compiled_call_impl", None)
+
+
+def _known(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Without the mode, unless the compiler knows modes: only inductor does."""
+    modes = arguments["backend"] == "inductor" and arguments["mode"] != "default"
+    return {name: value for name, value in arguments.items() if name != "mode" or modes}
 
 
 def _backend(name: str, option: str) -> str:

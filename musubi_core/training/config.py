@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from musubi_core.errors import ConfigError
 from musubi_core.networks.config import NetworkConfig
+from musubi_core.offload.config import SwapConfig
 from musubi_core.quantization.config import Fp8Options
 from musubi_core.training.options.compile import CompileOptions
 from musubi_core.training.options.data import DataOptions
@@ -35,6 +36,7 @@ class TrainConfig:
     logging: LoggingOptions
     compile: CompileOptions
     fp8: Fp8Options
+    swap: SwapConfig
     arch_options: object = None  # an instance of the architecture's train_options; None means its defaults
 
     def check(self) -> None:
@@ -46,8 +48,9 @@ class TrainConfig:
         self.validation.check()
         self.saving.check()
         self.logging.check()
-        self.compile.check(split_attention=self.model.split_attn)
+        self.compile.check(split_attention=self.model.split_attn, swapping=bool(self.swap.blocks_to_swap))
         self.fp8.check()
+        self.swap.check(checkpointing=self.loop.gradient_checkpointing)
         for name, path in (("dit", self.model.dit), ("dataset_config", self.data.dataset_config)):
             if not path.exists():
                 raise ConfigError(f"--{name}: {path} does not exist. Give the path of an existing file.")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from musubi_core.errors import ConfigError
 from musubi_core.events import Note
 from musubi_core.models.spec import Expert, LoadRequest
 from musubi_core.networks.building import build_network
@@ -14,16 +15,26 @@ from musubi_core.networks.merging import weight_transform
 from musubi_core.networks.network import Network
 from musubi_core.networks.report import notes
 from musubi_core.networks.targets import Targets
+from musubi_core.offload.swap import Swap
 from musubi_core.quantization.report import report as quantisation_report
 from musubi_core.training.draws import generator_for
 from musubi_core.training.experts import HOST, Experts
 from musubi_core.training.loras import Loras, start_file
 from musubi_core.training.opening import Opened
+from musubi_core.training.swapping import placing, start_swap
 
 
 def load_experts(opened: Opened) -> Experts:
-    """Every network that the run needs; the first on the device, the others where they wait."""
+    """Every network that the run needs; the first on the device, the others where they wait.
+
+    Raises ConfigError when blocks are to be swapped in networks that wait as a whole.
+    """
     device, experts = opened.here.device, opened.experts
+    if opened.config.swap.blocks_to_swap and any(expert.offload for expert in experts):
+        raise ConfigError(
+            "--offload_inactive_dit moves whole networks and --blocks_to_swap parts of them, which cannot be "
+            "combined. Leave one of them out."
+        )
     models = [
         load_model(opened, expert, HOST if at and expert.offload else device)
         for at, expert in enumerate(experts)
@@ -49,6 +60,7 @@ def load_model(opened: Opened, expert: Expert, device: torch.device) -> nn.Modul
             options=config.arch_options,
             transform=merge if config.network.base_weights else None,
             quantisation=quantisation,
+            placement=placing(spec, config.swap, device),
         )
     )
     if quantisation is not None:
@@ -62,11 +74,21 @@ def load_model(opened: Opened, expert: Expert, device: torch.device) -> nn.Modul
     return model.eval()
 
 
+def swap_blocks(opened: Opened, experts: Experts) -> list[Swap]:
+    """Let blocks of each network wait in host memory, as asked."""
+    options = opened.config.swap
+    swaps = [start_swap(opened.spec, options, model, opened.here.device) for model in experts.models]
+    for one in swaps:
+        for line in one.lines(pinned=options.use_pinned_memory_for_block_swap):
+            opened.emit(Note(text=line))
+    return swaps
+
+
 def attach_loras(opened: Opened, experts: Experts) -> Loras:
     """Float32 adapters beside the networks' layers, with the weights of the state if there is one."""
     names = tuple(dict.fromkeys(expert.lora for expert in opened.experts))
     models = dict(zip([expert.lora for expert in opened.experts], experts.models, strict=True))
-    loras = Loras({name: _build(opened, name, models[name]) for name in names}, opened.experts)
+    loras = Loras({name: build_lora(opened, name, models[name]) for name in names}, opened.experts)
     if opened.state is not None:
         loras.load_state_dict(opened.state.network)
     loras.to(opened.here.device)
@@ -78,7 +100,7 @@ def attach_loras(opened: Opened, experts: Experts) -> Loras:
     return loras
 
 
-def _build(opened: Opened, name: str, model: nn.Module) -> Network:
+def build_lora(opened: Opened, name: str, model: nn.Module) -> Network:
     """The LoRA of this name for a model, and for any other of the same layout."""
     config, spec = opened.config.network, opened.spec
     named = (name,) if name else ()  # the numbers of a LoRA without a name are those of all earlier versions

@@ -109,7 +109,7 @@ def _training(config: TrainConfig, facts: RunFacts) -> dict[str, Any]:
         "ss_num_batches_per_epoch": facts.batches_per_epoch,
         "ss_num_epochs": facts.epochs,
         "ss_gradient_checkpointing": loop.gradient_checkpointing,
-        "ss_gradient_checkpointing_cpu_offload": False,
+        "ss_gradient_checkpointing_cpu_offload": config.swap.gradient_checkpointing_cpu_offload,
         "ss_gradient_accumulation_steps": loop.gradient_accumulation_steps,
         "ss_max_train_steps": facts.total,
         "ss_lr_warmup_steps": schedule.lr_warmup_steps,

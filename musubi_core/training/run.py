@@ -25,7 +25,7 @@ from musubi_core.training.experts import Experts
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Recipe
 from musubi_core.training.learning_rates import learning_rates
-from musubi_core.training.loading import attach_loras, load_experts
+from musubi_core.training.loading import attach_loras, load_experts, swap_blocks
 from musubi_core.training.loop import Loop, Position, TrainResult
 from musubi_core.training.loras import Loras
 from musubi_core.training.metadata import RunFacts, lora_metadata
@@ -39,6 +39,7 @@ from musubi_core.training.show_timesteps import show_timesteps
 from musubi_core.training.sides import intervals_of
 from musubi_core.training.state import restore_optimizer
 from musubi_core.training.step import LossScale, Stepper
+from musubi_core.training.swapping import saving
 from musubi_core.training.validation import held_out_samples
 
 KEPT_BYTES = 256 << 20  # caches of a small dataset are read once
@@ -71,6 +72,8 @@ def train(
         opened = open_run(config, spec, here, emit if here.main else ignore)
         stack.callback(empty_cache, here.device)
         experts = load_experts(opened)
+        for swap in swap_blocks(opened, experts):
+            stack.callback(swap.release)
         loras = attach_loras(opened, experts)
         stack.callback(loras.remove)
         logs = open_logs(opened, stack)
@@ -175,6 +178,7 @@ def make_stepper(opened: Opened, experts: Experts, loras: Loras) -> tuple[Steppe
         loss_scale=loss_scale,
         max_grad_norm=config.optimizer.max_grad_norm,
         compiled=compile_network(config.compile, experts.models, blocks, opened.emit),
+        saving=saving(config.swap, here.device),
     )
     return stepper, built.label
 

@@ -20,6 +20,7 @@ from musubi_core.training.inputs import Prepared
 from musubi_core.training.learning_rates import LearningRates
 from musubi_core.training.loss import sample_losses
 from musubi_core.training.processes import Processes, seed_device
+from musubi_core.training.swapping import Saving, nowhere
 
 Seen: TypeAlias = (
     "tuple[tuple[PlannedSample, ...], tuple[float, ...], Tensor]"  # samples, levels, losses (B,)
@@ -70,6 +71,7 @@ class Stepper:
     loss_scale: LossScale | None  # fp16 only
     max_grad_norm: float
     compiled: Compiled
+    saving: Saving = nowhere
     updating: bool = False  # True while weights are being changed: they are neither old nor new
 
     def step(self, number: int, read: Callable[[], Prepared], *, batches: int, samples: int) -> StepResult:
@@ -107,7 +109,7 @@ class Stepper:
         seed_device(self.processes.device, prepared.dropout_seed)
         here = prepared.on(self.processes.device)
         model = self.experts.at_work(prepared.side)
-        with self.processes.autocast():
+        with self.processes.autocast(), self.saving(model):
             prediction = self.spec.predict(model, here.noisy, here.t, here.conditioning, self.arch_options)
         losses = sample_losses(prediction, here.target, here.weights)
         loss = losses.sum() / samples

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from musubi_core.config import build, options_of
+from musubi_core.device.streams import CopyStream
 from musubi_core.errors import BadFileError
 from musubi_core.files.checkpoint import open_checkpoint
 from musubi_core.files.tensors import write_tensors
@@ -29,6 +31,8 @@ from musubi_core.networks.loading import load_lora
 from musubi_core.networks.network import Network
 from musubi_core.networks.saving import lora_tensors
 from musubi_core.networks.targets import Targets
+from musubi_core.offload.activations import activations_on_host
+from musubi_core.offload.swap import Swap, placement, swap
 from musubi_core.quantization.fp8 import FP8, dequantise, relative_error
 from musubi_core.quantization.fp8_linear import Fp8Linear
 from musubi_core.quantization.scheme import QuantisationConfig, Scheme
@@ -295,6 +299,72 @@ def test_checkpointing_changes_no_bit_of_output_or_gradient(subject: Subject):
         found.append([velocity, *(parameter.grad for parameter in network.parameters())])
     for plain, saving in zip(*found, strict=True):
         assert torch.equal(plain, saving)
+
+
+@pytest.mark.parametrize("ring", [1, 2, 3])
+@pytest.mark.parametrize("scheme", [None, Scheme()], ids=["whole", "fp8"])
+def test_swap_on_equals_swap_off_bit_for_bit(subject: Subject, ring: int, scheme: Scheme | None):
+    """All blocks wait in host memory, and are never loaded anywhere else."""
+    lists = subject.spec.swap.lists or (lambda model: (subject.spec.blocks(model),))
+    fp8 = QuantisationConfig(targets=subject.spec.fp8_targets, keep_precise=subject.spec.keep_precise)
+    how = {"checkpointing": True, "quantisation": fp8 if scheme else None}
+
+    def place(model: nn.Module) -> Callable[[str], torch.device]:
+        return placement(model, lists(model), [len(blocks) for blocks in lists(model)], CPU)
+
+    found = []
+    held = Swap()
+    for model in (subject.load(**how), subject.load(**how, placement=place)):
+        if found:
+            blocks = lists(model)
+            held = swap(blocks, [len(one) for one in blocks], ring=ring, device=CPU)
+        network = subject.network(model)
+        network.apply_to(model)
+        shake(network)
+        with torch.no_grad():
+            preview = subject.velocity(model)
+        velocities = [subject.velocity(model), subject.velocity(model, only(subject.batch, 1))]
+        for velocity in reversed(velocities):
+            velocity.square().mean().backward()
+        found.append([preview, *velocities, *(parameter.grad for parameter in network.parameters())])
+    assert held.copied >= len(subject.spec.blocks(model))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_lists_of_blocks_to_swap_are_all_blocks_in_their_order(subject: Subject):
+    model = subject.load()
+    rule = subject.spec.swap
+    if rule.lists is not None:
+        assert [block for one in rule.lists(model) for block in one] == subject.spec.blocks(model)
+        assert len(rule.share(1)) == len(rule.lists(model))
+
+
+def test_a_loader_puts_each_tensor_where_it_is_told(subject: Subject):
+    asked: list[str] = []
+
+    def place(name: str) -> torch.device:
+        asked.append(name)
+        return CPU
+
+    fp8 = QuantisationConfig(targets=subject.spec.fp8_targets, keep_precise=subject.spec.keep_precise)
+    model = subject.load(quantisation=fp8, placement=lambda empty: place)
+    assert set(asked) == set(model.state_dict())
+
+
+def test_activations_in_host_memory_change_no_bit(subject: Subject):
+    found = []
+    for offload in (False, True):
+        model = subject.load(checkpointing=True)
+        network = subject.network(model)
+        network.apply_to(model)
+        shake(network)
+        saving = activations_on_host(model, CopyStream(CPU), smallest=1) if offload else nullcontext([])
+        with saving as moved:
+            velocity = subject.velocity(model)
+        velocity.square().mean().backward()
+        found.append([velocity, *(parameter.grad for parameter in network.parameters())])
+    assert len(moved) >= len(subject.spec.blocks(model))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_split_attention_changes_rounding_only(subject: Subject):

@@ -51,5 +51,6 @@ def load(request: LoadRequest) -> FluxKontext:
             dtype_of=lambda name: dtype,
             transform=request.transform,
             quantisation=request.quantisation,
+            placement=request.placement,
         )
     return network

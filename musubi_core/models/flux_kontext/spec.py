@@ -11,6 +11,7 @@ from musubi_core.models.flux_kontext.layer_names import DIFFUSERS, released
 from musubi_core.models.flux_kontext.options import LatentOptions, TextOptions, TrainOptions
 from musubi_core.models.lazy import lazily
 from musubi_core.models.spec import ArchSpec, ModelSpecCard, SamplingDefaults
+from musubi_core.offload.groups import SwapRule, double_and_single
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,10 @@ HERE = "musubi_core.models.flux_kontext"
 
 def _blocks(network: Any) -> list[nn.Module]:
     return [*network.double_blocks, *network.single_blocks]
+
+
+def _swap_lists(network: Any) -> tuple[list[nn.Module], ...]:
+    return list(network.double_blocks), list(network.single_blocks)
 
 
 SPEC = ArchSpec(
@@ -59,6 +64,7 @@ SPEC = ArchSpec(
         *("norm", "bias", "mod", "time_in", "vector_in", "guidance_in", "txt_in", "img_in", "final_layer"),
     ),
     fp8_targets=("double_blocks", "single_blocks"),
+    swap=SwapRule(lists=_swap_lists, share=double_and_single, stay=2),
     lora_names=LORA_NAMES,
     network_modules=("networks.lora_flux", "networks.lora"),
     sampling=SamplingDefaults(

@@ -57,6 +57,7 @@ def load(request: LoadRequest) -> HunyuanVideo:
             dtype_of=lambda name: dtype,
             transform=request.transform,
             quantisation=request.quantisation,
+            placement=request.placement,
         )
     return network
 

@@ -11,6 +11,7 @@ from musubi_core.models.hunyuan_video.layer_names import DIFFUSERS, RELATED, rel
 from musubi_core.models.hunyuan_video.options import LatentOptions, TextOptions, TrainOptions
 from musubi_core.models.lazy import lazily
 from musubi_core.models.spec import ArchSpec, ModelSpecCard, SamplingDefaults
+from musubi_core.offload.groups import SwapRule, double_and_single
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,10 @@ HERE = "musubi_core.models.hunyuan_video"
 
 def _blocks(network: Any) -> list[nn.Module]:
     return [*network.double_blocks, *network.single_blocks]
+
+
+def _swap_lists(network: Any) -> tuple[list[nn.Module], ...]:
+    return list(network.double_blocks), list(network.single_blocks)
 
 
 SPEC = ArchSpec(
@@ -55,6 +60,7 @@ SPEC = ArchSpec(
     adapt_exclude=(r".*(img_mod|txt_mod|modulation).*",),
     keep_precise=("norm", "bias", "mod", "time_in", "vector_in", "guidance_in", "txt_in", "img_in"),
     fp8_targets=("double_blocks", "single_blocks"),
+    swap=SwapRule(lists=_swap_lists, share=double_and_single),
     lora_names=LORA_NAMES,
     network_modules=("networks.lora",),
     sampling=SamplingDefaults(steps=50, shift=7.0, guidance=6.0, fps=24.0),

@@ -52,5 +52,6 @@ def load(request: LoadRequest) -> Wan:
             dtype_of=lambda name: dtype,
             transform=request.transform,
             quantisation=request.quantisation,
+            placement=request.placement,
         )
     return network

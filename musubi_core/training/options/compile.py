@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from musubi_core.config import option
 from musubi_core.errors import ConfigError
 
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes that count on weights staying where they are
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -60,8 +61,8 @@ class CompileOptions:
         """Whether the whole network is compiled."""
         return self.dynamo_backend.upper() != "NO"
 
-    def check(self, *, split_attention: bool) -> None:
-        """Raises ConfigError for two ways of compiling at once."""
+    def check(self, *, split_attention: bool, swapping: bool) -> None:
+        """Raises ConfigError for two ways of compiling at once, or one that cannot follow swapped blocks."""
         if self.compile and self.whole:
             raise ConfigError(
                 f"--compile and --dynamo_backend {self.dynamo_backend} both compile the network. Keep one."
@@ -69,4 +70,14 @@ class CompileOptions:
         if self.compile_fullgraph and split_attention:
             raise ConfigError(
                 "--compile_fullgraph cannot compile --split_attn in one piece. Remove one of them."
+            )
+        if swapping and self.whole:
+            raise ConfigError(
+                f"--dynamo_backend {self.dynamo_backend} compiles the whole network, and --blocks_to_swap "
+                "changes its weights between the blocks. Use --compile, which compiles block by block."
+            )
+        if swapping and self.compile and self.compile_mode in CUDA_GRAPHS:
+            raise ConfigError(
+                f"--compile_mode {self.compile_mode} records where weights lie, and --blocks_to_swap moves "
+                "them. Use --compile_mode default or max-autotune-no-cudagraphs."
             )

@@ -7,13 +7,14 @@ w1 (x) w2 with w1 (l, m) and w2 (k, n), so o = l * k and i = m * n.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from musubi_core.lora_tools.records import DORA, DOWN, MID, UP, Record
+from musubi_core.lora_tools.records import DORA, DOWN, TUCKER, UP, Record
 
 # Tensors whose first axis is the layer's rows. LoKr is apart: a row of w1 stands for k rows of the layer.
 ROWS = {
@@ -22,7 +23,6 @@ ROWS = {
     "lokr": ("lokr_w1", "lokr_w1_a"),
     "diff": ("diff", "diff_b"),
 }
-_WHOLE = {MID, "hada_t1", "hada_t2", "lokr_t2"}  # of Tucker forms, whose rows are not taken apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Adapter:
     @property
     def row_parts(self) -> tuple[str, ...]:
         """The tensors that rows are taken from. Raises ValueError for kinds whose rows belong together."""
-        if self.kind not in ROWS or _WHOLE & set(self.tensors):
+        if self.kind not in ROWS or TUCKER & set(self.tensors):
             form = f"{self.kind} in Tucker form" if self.kind in ROWS else self.kind
             raise ValueError(f"the rows of a change of kind {form} cannot be taken apart or joined")
         return tuple(part for part in ROWS[self.kind] if part in self.tensors)
@@ -59,6 +59,11 @@ class Adapter:
 
 
 def adapter_of(record: Record, tensors: Mapping[str, Tensor]) -> Adapter:
+    """The record's change. DoRA's magnitudes of the rows become a column, as all but PEFT store them."""
+    magnitudes = tensors.get(DORA)
+    if magnitudes is not None and magnitudes.ndim == 1:
+        axes = tensors[DOWN].ndim if DOWN in tensors else 2
+        tensors = {**tensors, DORA: magnitudes.reshape(-1, *[1] * (axes - 1))}
     return Adapter(kind=record.kind, tensors=tensors, rank=record.rank, alpha=record.alpha)
 
 
@@ -104,7 +109,7 @@ def change_of(adapter: Adapter, x: Tensor) -> Tensor | None:
     None for kinds whose change is not a matrix of their own (a change of the bias is added as it is).
     """
     t = {name: tensor.double() for name, tensor in adapter.tensors.items()}
-    if _WHOLE & set(t):
+    if TUCKER & set(t):
         return None
     if adapter.kind == "lora":
         return adapter.scale * (t[UP].flatten(1) @ (t[DOWN].flatten(1) @ x))
@@ -123,14 +128,14 @@ def change_of(adapter: Adapter, x: Tensor) -> Tensor | None:
     return None
 
 
-def columns(adapter: Adapter) -> int:
-    """i, or 0 where the tensors do not tell."""
+def inputs(adapter: Adapter) -> tuple[int, ...]:
+    """The layer's columns as an adapter has them, mostly (i,); () where the tensors do not tell."""
     t = adapter.tensors
     if adapter.kind == "lora":
-        return t[DOWN].flatten(1).shape[1]
+        return tuple(t[DOWN].shape[1:])
     if adapter.kind == "loha":
-        return t["hada_w1_b"].shape[-1]
+        return tuple(t["hada_w1_b"].shape[1:])
     if adapter.kind == "lokr":
-        w1, w2 = (t.get(name, t.get(f"{name}_b")) for name in ("lokr_w1", "lokr_w2"))
-        return 0 if w1 is None or w2 is None else w1.shape[1] * w2.flatten(1).shape[1]
-    return t["diff"].flatten(1).shape[1] if "diff" in t else 0
+        w1, w2 = (t[name] if name in t else t[f"{name}_b"] for name in ("lokr_w1", "lokr_w2"))
+        return (w1.shape[1] * math.prod(w2.shape[1:]),)
+    return tuple(t["diff"].shape[1:]) if "diff" in t else ()

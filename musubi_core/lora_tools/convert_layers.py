@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from musubi_core.errors import BadFileError
-from musubi_core.lora_tools.adapter import Adapter, adapter_of, change_of, columns, swap_halves
+from musubi_core.lora_tools.adapter import Adapter, adapter_of, change_of, inputs, swap_halves
 from musubi_core.lora_tools.fused import join, split
 from musubi_core.lora_tools.module_names import Model, Naming, Place
 from musubi_core.lora_tools.records import MAIN, LoraSource, Record
@@ -76,6 +76,8 @@ def renamed(
     """
     if group.layer not in naming.names:
         raise ValueError("there is no such layer in the model it is converted for")
+    if len({inputs(change) for change in changes.values()} - {()}) > 1:
+        raise ValueError("its parts are for different numbers of inputs")
     swap = (group.layer in group.naming.swapped) != (group.layer in naming.swapped)
     if group.cut == len(naming.names[group.layer]):
         return {part: swap_halves(change) if swap else change for part, change in changes.items()}
@@ -125,8 +127,8 @@ def discrepancy(
 
     0 for kinds whose change is no matrix of its own: those only get other names.
     """
-    width = max(columns(change) for change in before.values())
-    x = torch.randn(max(width, 1), generator=generator, dtype=torch.float64)
+    width = max(math.prod(inputs(change)) for change in before.values())
+    x = torch.randn(width, generator=generator, dtype=torch.float64)
     old, new = _moves(before, x), _moves(after, x)
     if old is None or new is None:
         return 0.0

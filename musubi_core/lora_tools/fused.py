@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from musubi_core.lora_tools.adapter import Adapter, row_magnitudes, take_rows
-from musubi_core.lora_tools.records import DORA, DOWN, UP
+from musubi_core.lora_tools.records import DORA, PRODUCTS
 
-# (matrix with the rows, matrix with the columns) of each product
-FACTORS = {"lora": ((UP, DOWN),), "loha": (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))}
+FACTORS = {kind: PRODUCTS[kind] for kind in ("lora", "loha")}  # whose rank is the sum of the parts' ranks
 
 
 def split(adapter: Adapter, sizes: Sequence[int]) -> list[Adapter | None]:

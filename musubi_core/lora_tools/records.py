@@ -70,7 +70,17 @@ KINDS = (
     RecordKind(name="diff", needs=(("diff",), ("diff_b",)), may=("diff", "diff_b")),
     RecordKind(name="norm", needs=(("w_norm",), ("b_norm",)), may=("w_norm", "b_norm")),
 )
-BY_NAME = {kind.name: kind for kind in KINDS}
+# (matrix with the rows, matrix with the columns) of each product; tensors that have an axis in common.
+PRODUCTS = {
+    "lora": ((UP, DOWN),),
+    "loha": (("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")),
+    "lokr": _FACTORS,
+}
+TWINS = {
+    "loha": (("hada_w1_a", "hada_w2_a", 0), ("hada_w1_a", "hada_w2_a", 1), ("hada_w1_b", "hada_w2_b", 1)),
+    "diff": (("diff", "diff_b", 0),),
+}
+TUCKER = {MID, "hada_t1", "hada_t2", "lokr_t2"}
 MAIN = KINDS[:5]  # kinds that have an alpha, of which a module has one; diff and norm may stand beside it
 
 # What files may call a part, with the character before it. The first column of each row is our own name.
@@ -242,8 +252,7 @@ def _record(
         raise ValueError(f"has {', '.join(keys.values())}, but other tensors of a {kind.name} are missing")
     shapes = {part: checkpoint.header[key].shape for part, key in keys.items()}
     rank = next((shapes[part][0] for part in kind.rank_of if shapes.get(part)), 0)
-    if kind.name == "lora":
-        _check_factors(shapes, keys)
+    _check_shapes(kind, shapes, keys)
     alpha, source = None, ""
     if kind in MAIN:
         alpha, source = _alpha(base, keys, rank, checkpoint, settings)
@@ -261,12 +270,25 @@ def _record(
     )
 
 
-def _check_factors(shapes: Mapping[str, tuple[int, ...]], keys: Mapping[str, str]) -> None:
-    down, up = shapes[DOWN], shapes[UP]
-    if len(down) < 2 or len(up) < 2 or 0 in (*down, *up):
-        raise ValueError(f"{keys[DOWN]} is {list(down)} and {keys[UP]} is {list(up)}; expected two matrices")
-    if down[0] != up[1]:
-        raise ValueError(f"{keys[DOWN]} is {list(down)} and {keys[UP]} is {list(up)}; their ranks differ")
+def _check_shapes(kind: RecordKind, shapes: Mapping[str, tuple[int, ...]], keys: Mapping[str, str]) -> None:
+    """Raises ValueError for tensors that cannot be multiplied with each other."""
+
+    def text(*parts: str) -> str:
+        return " and ".join(f"{keys[part]} is {list(shapes[part])}" for part in parts)
+
+    for part, shape in shapes.items():
+        if part != ALPHA and (not shape or 0 in shape):
+            raise ValueError(f"{text(part)}; expected numbers along every axis")
+        if kind.name in PRODUCTS and part not in (ALPHA, DORA) and len(shape) < 2:
+            raise ValueError(f"{text(part)}; expected a matrix")
+    if TUCKER & set(shapes):
+        return  # their axes mean other things
+    for up, down in PRODUCTS.get(kind.name, ()):
+        if up in shapes and shapes[down][0] != shapes[up][1]:
+            raise ValueError(f"{text(down, up)}; their ranks differ")
+    for one, other, axis in TWINS.get(kind.name, ()):
+        if one in shapes and other in shapes and shapes[one][axis] != shapes[other][axis]:
+            raise ValueError(f"{text(one, other)}; they do not fit each other")
 
 
 def _alpha(

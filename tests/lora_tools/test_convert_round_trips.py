@@ -58,6 +58,17 @@ def test_other_kinds_come_back_too(tmp_path, name, kind, target):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("target", ["diffusers", "peft"])
+def test_dora_comes_back_from_peft_as_a_column_of_magnitudes(tmp_path, name, target):
+    source = lora_file(tmp_path / "source.safetensors", name, kind="dora")
+    between = converted(source, tmp_path / "between.safetensors", target)
+    magnitudes = [tensor for key, tensor in load_file(weights_of(between)).items() if "magnitude" in key]
+    assert {tensor.ndim for tensor in magnitudes} == {1}
+    again = converted(between, tmp_path / "again.safetensors", "default", lora_key_format="musubi")
+    assert_same_file(source, again)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_musubi_names_are_the_default_form_with_its_own_key_format(tmp_path, name):
     source = lora_file(tmp_path / "source.safetensors", name)
     assert_same_file(

@@ -146,7 +146,23 @@ BAD = {
     "alpha alone": ({"x.alpha": torch.ones(())}, "no weights beside it"),
     "a network": ({"blocks.0.weight": A}, "is no LoRA"),
     "nothing": ({}, "is no LoRA"),
-    "a vector": ({"x.lora_A.weight": A[0].clone(), "x.lora_B.weight": B}, "expected two matrices"),
+    "LoHa of two ranks": (
+        {f"x.hada_w{n}_{side}": torch.ones(4, 3) for n in "12" for side in "ab"},
+        "x.hada_w1_b is .4, 3. and x.hada_w1_a is .4, 3.; their ranks differ",
+    ),
+    "LoHa of two sizes": (
+        {
+            "x.hada_w1_a": torch.ones(4, 2),
+            "x.hada_w1_b": torch.ones(2, 3),
+            "x.hada_w2_a": torch.ones(5, 2),
+            "x.hada_w2_b": torch.ones(2, 3),
+        },
+        "they do not fit each other",
+    ),
+    "a bias of another size": ({"x.diff": torch.ones(4, 3), "x.diff_b": torch.ones(5)}, "do not fit"),
+    "a LoKr of a vector": ({"x.lokr_w1": torch.ones(4), "x.lokr_w2": torch.ones(4, 4)}, "expected a matrix"),
+    "a single number": ({"x.diff": torch.ones(())}, "expected numbers along every axis"),
+    "a vector": ({"x.lora_A.weight": A[0].clone(), "x.lora_B.weight": B}, "expected a matrix"),
 }
 
 

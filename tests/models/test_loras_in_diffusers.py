@@ -37,7 +37,12 @@ def twins(request, hunyuan, hunyuan_inputs) -> tuple[str, nn.Module, nn.Module, 
         ours, parity = wan_networks.make_network("i2v-14B"), test_wan_parity
         inputs = wan_networks.make_inputs("i2v-14B")
     theirs = parity.oracle(ours)
-    return name, ours, theirs, lambda: (ours(**inputs), parity.run_oracle(theirs, inputs))
+
+    @torch.no_grad()
+    def outputs() -> tuple[Tensor, Tensor]:
+        return ours(**inputs), parity.run_oracle(theirs, inputs)
+
+    return name, ours, theirs, outputs
 
 
 def random_lora(network: nn.Module, *, dora: bool = False) -> dict[str, Tensor]:

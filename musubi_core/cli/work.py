@@ -47,9 +47,8 @@ def cache_text(config: Any, listener: Listener, should_stop: ShouldStop) -> None
 def train(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
     from musubi_core.training.run import train as job
 
-    result = job(config, listener, should_stop)
-    if result.lora is not None:
-        check_lora(result.lora)
+    for path in job(config, listener, should_stop).loras:
+        check_lora(path)
 
 
 def demo(config: Any, listener: Listener, should_stop: ShouldStop) -> None:

@@ -68,3 +68,16 @@ def _windows_memory() -> MemoryUse | None:
     if not ctypes.windll.kernel32.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size):
         return None
     return MemoryUse(allocated=counters.working_set, peak=counters.peak_working_set)
+
+
+def card_memory(device: torch.device) -> int | None:
+    """All memory of a card. None for the CPU, and where nothing tells."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.mem_get_info(device)[1])
+
+
+def forget_peak(device: torch.device) -> None:
+    """The most that torch has held begins again with what it holds now. Nothing on the CPU."""
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).reset_peak_memory_stats(device)

@@ -13,6 +13,7 @@ from musubi_core.encoders.stored_scales import read_unscaled
 from musubi_core.errors import BadFileError
 from musubi_core.files.checkpoint import Checkpoint
 from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.quantization.fp8_linear import put_fp8_linears
 from musubi_core.quantization.scheme import QuantisationConfig
 
 
@@ -71,10 +72,14 @@ def fill(
     sources: own parameter name -> name in the file. dtype_of: own name -> dtype. transform: (own name, tensor
     as read) -> tensor, before the cast. quantisation: which linear layers become 8-bit ones, and how; those
     are read by rows and never held whole in another precision, unless there is a transform.
+    device: on "meta" nothing is read, and the module is as it would be, but without memory.
     placement: the empty module -> where each tensor goes, by own name; None means all to `device`.
     The module is frozen and in evaluation mode afterwards; buffers that are in no file move to the device in
     their own precision.
     """
+    if device.type == "meta":
+        _fill_empty(module, dtype_of, quantisation)
+        return
     place = placement(module) if placement is not None else lambda name: device
     state: dict[str, Tensor] = {}
     if quantisation is not None:
@@ -93,6 +98,20 @@ def fill(
     for name, buffer in module.named_buffers():
         if name not in state:
             buffer.data = buffer.data.to(device)
+
+
+def _fill_empty(
+    module: nn.Module, dtype_of: Callable[[str], torch.dtype], quantisation: QuantisationConfig | None
+) -> None:
+    """Give the parameters of a module on the meta device the dtypes that loading would give them."""
+    layers = put_fp8_linears(module, quantisation) if quantisation is not None else {}
+    kept = {f"{name}.{part}" for name in layers for part in ("weight", "scale_weight")}
+    state = {
+        name: empty if name in kept else empty.to(dtype_of(name))
+        for name, empty in module.state_dict().items()
+    }
+    module.load_state_dict(state, strict=True, assign=True)
+    module.requires_grad_(False).eval().to("meta")
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:

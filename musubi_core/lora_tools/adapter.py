@@ -59,7 +59,15 @@ class Adapter:
 
 
 def adapter_of(record: Record, tensors: Mapping[str, Tensor]) -> Adapter:
-    """The record's change. DoRA's magnitudes of the rows become a column, as all but PEFT store them."""
+    """The record's change, ready to be computed with.
+
+    8-bit numbers become bfloat16, which holds them all. DoRA's magnitudes of the rows become a column, as all
+    but PEFT store them.
+    """
+    tensors = {
+        name: tensor.to(torch.bfloat16) if tensor.dtype.itemsize == 1 else tensor
+        for name, tensor in tensors.items()
+    }
     magnitudes = tensors.get(DORA)
     if magnitudes is not None and magnitudes.ndim == 1:
         axes = tensors[DOWN].ndim if DOWN in tensors else 2
@@ -123,7 +131,7 @@ def change_of(adapter: Adapter, x: Tensor) -> Tensor | None:
         w2 = w2.flatten(1)
         return adapter.scale * (w1 @ x.reshape(w1.shape[1], -1) @ w2.T).flatten()
     if adapter.kind == "diff":
-        parts = [t["diff"].flatten(1) @ x] if "diff" in t else []
+        parts = [t["diff"].reshape(len(t["diff"]), -1) @ x] if "diff" in t else []
         return sum(parts + ([t["diff_b"]] if "diff_b" in t else []), torch.zeros((), dtype=torch.float64))
     return None
 

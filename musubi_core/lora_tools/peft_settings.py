@@ -140,8 +140,8 @@ def settings_for(modules: Mapping[str, Strength], *, dora: bool) -> dict[str, An
 def _exceptions(values: Mapping[str, float], usual: float) -> dict[str, float]:
     """PEFT's pattern table for the modules whose value is not the usual one.
 
-    A pattern also matches every longer name that ends in it ("proj_out" and "blocks.0.proj_out"), and programs
-    sort the table as they like, so such names are held to the start.
+    A pattern also matches every longer name that ends in it ("proj_out" and "blocks.0.proj_out"), and
+    programs sort the table as they like, so such names are held to the start.
     """
     return {
         f"^{name}" if any(other.endswith(f".{name}") for other in values) else name: value

@@ -80,6 +80,7 @@ TWINS = {
     "loha": (("hada_w1_a", "hada_w2_a", 0), ("hada_w1_a", "hada_w2_a", 1), ("hada_w1_b", "hada_w2_b", 1)),
     "diff": (("diff", "diff_b", 0),),
 }
+FLAT = {name for kind in ("loha", "lokr") for names in PRODUCTS[kind] for name in names} | {"lokr_w1"}
 TUCKER = {MID, "hada_t1", "hada_t2", "lokr_t2"}
 MAIN = KINDS[:5]  # kinds that have an alpha, of which a module has one; diff and norm may stand beside it
 
@@ -248,10 +249,16 @@ def _records(
 def _record(
     base: str, kind: RecordKind, keys: dict[str, str], checkpoint: Checkpoint, settings: PeftSettings
 ) -> Record:
-    if not any(set(names) <= set(keys) for names in kind.needs):
+    forms = [set(names) for names in kind.needs if set(names) <= set(keys)]
+    if not forms:
         raise ValueError(f"has {', '.join(keys.values())}, but other tensors of a {kind.name} are missing")
+    if not any(set(keys) <= form | set(kind.may) for form in forms):
+        raise ValueError(f"has {', '.join(keys.values())}, which say different things")
     shapes = {part: checkpoint.header[key].shape for part, key in keys.items()}
     rank = next((shapes[part][0] for part in kind.rank_of if shapes.get(part)), 0)
+    dtypes = {part: checkpoint.header[key].dtype for part, key in keys.items()}
+    if whole := [keys[part] for part in keys if part != ALPHA and "float" not in dtypes[part]]:
+        raise ValueError(f"{', '.join(whole)} holds {dtypes[split_key(whole[0])[1]]}; expected fractions")
     _check_shapes(kind, shapes, keys)
     alpha, source = None, ""
     if kind in MAIN:
@@ -263,7 +270,7 @@ def _record(
         kind=kind.name,
         keys=keys,
         shapes=shapes,
-        dtypes={part: checkpoint.header[key].dtype for part, key in keys.items()},
+        dtypes=dtypes,
         rank=rank,
         alpha=alpha,
         alpha_source=source,
@@ -281,6 +288,10 @@ def _check_shapes(kind: RecordKind, shapes: Mapping[str, tuple[int, ...]], keys:
             raise ValueError(f"{text(part)}; expected numbers along every axis")
         if kind.name in PRODUCTS and part not in (ALPHA, DORA) and len(shape) < 2:
             raise ValueError(f"{text(part)}; expected a matrix")
+        if part in FLAT and len(shape) > 2 and not TUCKER & set(shapes):
+            raise ValueError(f"{text(part)}; expected a matrix")
+        if (part == UP and set(shape[2:]) - {1}) or (part == "diff_b" and len(shape) > 1):
+            raise ValueError(f"{text(part)}; expected one number for each row and rank, or each row")
     if TUCKER & set(shapes):
         return  # their axes mean other things
     for up, down in PRODUCTS.get(kind.name, ()):

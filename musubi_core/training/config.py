@@ -14,6 +14,7 @@ from musubi_core.training.options.logging import LoggingOptions
 from musubi_core.training.options.loop import LoopOptions
 from musubi_core.training.options.model import ModelOptions
 from musubi_core.training.options.optimizer import OptimizerOptions
+from musubi_core.training.options.plan import PlanOptions
 from musubi_core.training.options.saving import SavingOptions
 from musubi_core.training.options.schedule import ScheduleOptions
 from musubi_core.training.options.timesteps import TimestepOptions
@@ -37,6 +38,7 @@ class TrainConfig:
     compile: CompileOptions
     fp8: Fp8Options
     swap: SwapConfig
+    plan: PlanOptions
     arch_options: object = None  # an instance of the architecture's train_options; None means its defaults
 
     def check(self) -> None:

@@ -34,7 +34,10 @@ from musubi_core.training.opening import Opened, open_run
 from musubi_core.training.optimizers import build_optimizer
 from musubi_core.training.outputs import Outputs, Saved
 from musubi_core.training.packing import pack
+from musubi_core.training.plan.first_pass import check_fit, explained, wanted
+from musubi_core.training.plan.planning import plan_run
 from musubi_core.training.processes import join_processes, own_random_state
+from musubi_core.training.running_averages import RunningAverages
 from musubi_core.training.show_timesteps import show_timesteps
 from musubi_core.training.sides import intervals_of
 from musubi_core.training.state import restore_optimizer
@@ -63,6 +66,10 @@ def train(
         picture = config.saving.output_dir / f"{config.saving.output_name}-timesteps.png"
         show_timesteps(config.timesteps, picture, emit)
         return TrainResult()
+    if config.plan.plan:
+        plan_run(config, spec, emit)
+        return TrainResult()
+    loop: Loop | None = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -71,6 +78,7 @@ def train(
         stack.enter_context(backend_switches(config.compile))
         opened = open_run(config, spec, here, emit if here.main else ignore)
         stack.callback(empty_cache, here.device)
+        stack.enter_context(explained(opened, lambda: loop.position.step if loop is not None else 0))
         experts = load_experts(opened)
         for swap in swap_blocks(opened, experts):
             stack.callback(swap.release)
@@ -78,6 +86,8 @@ def train(
         stack.callback(loras.remove)
         logs = open_logs(opened, stack)
         loop = make_loop(opened, experts, loras, logs, should_stop)
+        if wanted(config.plan.check_fit, here.device):
+            check_fit(opened, loop.stepper)
         finished = loop.run()
         return loop.result(stopped=not finished)
 
@@ -118,9 +128,13 @@ def make_loop(
         position.losses.extend(state.losses)
         position.refused = state.refused
         saved = Saved(**state.saved)
+    averages = RunningAverages(config.saving.ema_sigma_rel, stepper.gradients.parameters)
+    if state is not None:
+        averages.restore(state.averages)
     return Loop(
         stepper=stepper,
         loras=loras,
+        averages=averages,
         plans=opened.plans,
         recipe=Recipe(
             spec=opened.spec,
@@ -134,7 +148,12 @@ def make_loop(
         ),
         held_out=held_out_samples(opened.held_out, config.validation.max_validation_items),
         validation=config.validation,
-        outputs=Outputs(options=config.saving, emit=opened.emit, saved=saved, loras=len(loras.names)),
+        outputs=Outputs(
+            options=config.saving,
+            emit=opened.emit,
+            saved=saved,
+            loras=len(loras.names) * (1 + len(averages.widths)),
+        ),
         logs=logs,
         position=position,
         emit=opened.emit,

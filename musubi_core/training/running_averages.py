@@ -28,7 +28,7 @@ class RunningAverages:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps, counted from 1: average += (1 - b) * (weights - average)."""
+        """Take in the weights after `step` steps, counted from 1: a = b * a + (1 - b) * weights."""
         now = [one.detach() for one in self._parameters]
         for power, averages in zip(self._powers, self._averages, strict=True):
             torch._foreach_lerp_(averages, now, 1 - (1 - 1 / step) ** power)

@@ -161,6 +161,15 @@ BAD = {
     ),
     "a bias of another size": ({"x.diff": torch.ones(4, 3), "x.diff_b": torch.ones(5)}, "do not fit"),
     "a LoKr of a vector": ({"x.lokr_w1": torch.ones(4), "x.lokr_w2": torch.ones(4, 4)}, "expected a matrix"),
+    "a LoKr in two forms": (
+        {f"x.{part}": torch.ones(4, 4) for part in ("lokr_w1", "lokr_w1_a", "lokr_w2")},
+        "which say different things",
+    ),
+    "an up matrix with a kernel": (
+        {"x.lora_A.weight": torch.ones(4, 6, 3, 3), "x.lora_B.weight": torch.ones(8, 4, 3, 3)},
+        "expected one number for each",
+    ),
+    "whole numbers": ({"x.lora_A.weight": A.long(), "x.lora_B.weight": B}, "lora_A.weight holds int64"),
     "a single number": ({"x.diff": torch.ones(())}, "expected numbers along every axis"),
     "a vector": ({"x.lora_A.weight": A[0].clone(), "x.lora_B.weight": B}, "expected a matrix"),
 }

@@ -240,4 +240,7 @@ def run_fake(options: Mapping[str, Any], pair: Mapping[str, Any] | None = None) 
     if pair is None:
         train(config, spec=FAKE)
     else:
-        train(replace(config, arch_options=PairOptions(**pair)), spec=FAKE_PAIR)
+        train(
+            replace(config, arch_options=PairOptions(**{**pair, "second": Path(pair["second"])})),
+            spec=FAKE_PAIR,
+        )

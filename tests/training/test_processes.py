@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_arch import FAKE, config_for, options_for, write_workplace
+from fake_arch import (
+    FAKE,
+    FAKE_PAIR,
+    config_for,
+    options_for,
+    pair_config,
+    write_second,
+    write_workplace,
+)
 from safetensors.torch import load_file
 
 from musubi_core.training.metrics import read_metrics
@@ -24,7 +32,7 @@ import json, sys
 from pathlib import Path
 import fake_arch
 options = json.loads(Path(sys.argv[1]).read_text())
-fake_arch.run_fake(options)
+fake_arch.run_fake(options, options.pop("pair", None))
 """
 
 
@@ -90,6 +98,29 @@ def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path):
     theirs = load_file(place["output_dir"] / "lora.safetensors")
     for key, value in theirs.items():
         assert torch.allclose(ours[key], value, rtol=1e-3, atol=1e-5), key
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_may_train_on_different_networks(tmp_path):
+    """Each on the side of its own batch; a LoRA that neither was for is passed over by both."""
+    place = write_workplace(tmp_path)
+    second = write_second(place)
+    single = {**place, "output_dir": tmp_path / "single"}
+    common = {"max_train_steps": 8, "network_dropout": 0.1, "validation_split": 0.2}
+    result = train(
+        pair_config(single, {"apart": True}, gradient_accumulation_steps=2, **common), spec=FAKE_PAIR
+    )
+    expected = read_metrics(result.metrics)
+
+    pair = {"second": second, "apart": True, "wait": True}
+    launch(tmp_path, {**options_for(place, **common), "pair": pair}, processes=2)
+    found = read_metrics(place["output_dir"] / "lora.metrics.jsonl")
+    for name in ("loss/current", "grad/norm"):
+        assert [one[name] for one in found] == pytest.approx([one[name] for one in expected], rel=1e-4), name
+    for path in result.loras:
+        ours, theirs = load_file(path), load_file(place["output_dir"] / path.name)
+        for key, value in theirs.items():
+            assert torch.allclose(ours[key], value, rtol=1e-3, atol=1e-5), key
 
 
 def test_what_was_set_up_is_taken_down():

@@ -61,7 +61,9 @@ LYCORIS = {
 
 @pytest.mark.parametrize("kind", LYCORIS)
 def test_lycoris_kinds_are_told_apart(tmp_path, kind):
-    path = written(tmp_path, {f"lora_unet_a.{part}": torch.randn(4, 4) for part in LYCORIS[kind]})
+    path = written(
+        tmp_path, {f"lora_unet_a.{part}": torch.randn(4, *[4] * (part != "diff_b")) for part in LYCORIS[kind]}
+    )
     with open_lora(path) as source:
         assert [record.kind for record in source.records] == [kind]
 

@@ -131,8 +131,7 @@ class Ring:
     def _before(self, rank: int, module: nn.Module, inputs: Any) -> None:
         """Bring block `rank` in, and send for those that come next."""
         wanted = self._next(rank, training=torch.is_grad_enabled())
-        # Views and copies made for a preview under inference mode could not be used in training.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             computed = self._stream.mark()
             slot = self._fetch(rank, wanted, computed)
             self._copies.wait(self._tickets[slot])
@@ -144,13 +143,12 @@ class Ring:
     def _next(self, rank: int, *, training: bool) -> list[int]:
         """Block `rank` and those after it in the direction of travel, at most one per slot.
 
-        A training forward turns round at the end, because the backward pass begins there; others begin again.
+        In training nothing comes after the last one: the backward pass begins with what is there already.
+        Otherwise another forward does, with the first one.
         """
         end = len(self._blocks) - 1
         if rank != self._last:
-            self._upwards = rank > self._last
-        if rank in (0, end):
-            self._upwards = rank == 0 or not training
+            self._upwards = rank == 0 or rank > self._last
         count = len(self._slots)
         if not self._upwards:
             return [rank - step for step in range(count) if rank >= step]

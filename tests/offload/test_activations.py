@@ -53,9 +53,9 @@ def test_an_activation_leaves_the_device_when_the_next_block_has_it():
     x, vec = inputs()
     with activations_on_host(model, CopyStream(CPU), smallest=1):
         output = model(x, vec)
-    in_host_memory = sum(one.shape == x.shape for one in activations())
-    assert in_host_memory == 5
-    assert count_tensors((2, 3, 8)) - before - in_host_memory == 2
+        in_host_memory = sum(one.shape == x.shape for one in activations())
+        assert in_host_memory == 5
+        assert count_tensors((2, 3, 8)) - before - in_host_memory == 2
     output.sum().backward()
 
 

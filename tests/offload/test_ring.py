@@ -128,6 +128,22 @@ def test_after_an_exception_anywhere_the_next_step_is_right(fails_at, backward):
     assert equal(numbers(model), numbers(plain))
 
 
+def test_after_a_copy_that_failed_the_next_step_is_right(monkeypatch):
+    plain, model = layered(), layered()
+    ring = streamed(model, slots=2)
+    start, calls = ring._copies.start, itertools.count()
+
+    def fail_once(*args):
+        if next(calls) == 3:
+            raise MemoryError
+        return start(*args)
+
+    monkeypatch.setattr(ring._copies, "start", fail_once)
+    with pytest.raises(MemoryError):
+        numbers(model)
+    assert equal(numbers(model), numbers(plain))
+
+
 def test_a_preview_in_inference_mode_leaves_weights_that_can_be_trained_with():
     plain, model = layered(), layered()
     streamed(model, slots=2)

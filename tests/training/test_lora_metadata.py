@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from musubi_core.config import build, options_of
 from musubi_core.models.registry import architectures
+from musubi_core.models.spec import Expert
 from musubi_core.training.config import TrainConfig
 from musubi_core.training.metadata import PRIVATE, RunFacts, lora_metadata
 
@@ -21,6 +23,7 @@ FACTS = RunFacts(
     items=5,
     batches_per_epoch=5,
     datasets=[],
+    experts=(Expert(path=Path("base.safetensors")),),
 )
 
 
@@ -35,7 +38,7 @@ def metadata(**values):
 
     config = build(TrainConfig, {**required, **values}, where="test")
     config = replace(config, arch_options=build(SPEC.train_options, {}, where="test"))
-    return lora_metadata(config, SPEC, FACTS, 4, 1)
+    return lora_metadata(config, SPEC, FACTS, "", 4, 1)
 
 
 @pytest.mark.parametrize(

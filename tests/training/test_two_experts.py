@@ -249,7 +249,15 @@ def test_waiting_in_host_memory_changes_nothing(place, monkeypatch, apart):
     assert all(leaving and coming for leaving, coming in trades)
 
 
-def test_a_step_calls_each_network_at_a_stretch_and_ends_where_the_next_begins():
+def test_a_step_calls_each_network_at_a_stretch_and_ends_where_the_next_begins(tmp_path):
+    place = write_workplace(tmp_path, batch_size=1, repeats=4)
+    write_second(place)
+    calls: list = []
+    run(place, spec=recording(calls), gradient_accumulation_steps=7, max_train_steps=8)
+    sources = [source for source, _, _ in calls]
+    assert min(sources.count("fake"), sources.count("high")) > 14
+    assert sum(a != b for a, b in pairwise(sources)) <= 8
+
     batches = [SimpleNamespace(side=side) for side in (1, 0, 1, 0)]
     assert [one.side for one in side_by_side(batches, 0)] == [0, 0, 1, 1]
     assert [one.side for one in side_by_side(batches, 1)] == [1, 1, 0, 0]

@@ -66,21 +66,51 @@ def test_a_ring_as_large_as_the_list_copies_each_block_once():
     assert ring.device_bytes == ring.host_bytes
 
 
-def test_previews_copy_every_block_once_per_pass_and_have_the_next_one_ready():
-    model = layered(5)
-    ring = streamed(model, slots=2)
-    asked = []
-    for rank, block in enumerate(ring._blocks):
-        bind = block.bind
-        block.bind = lambda buffer, bind=bind, rank=rank: (asked.append((rank, ring.copied)), bind(buffer))[1]
+@pytest.fixture
+def log() -> list[str]:
+    """What happens: "c2" when the copy of block 2 begins, "r2" when block 2 runs."""
+    return []
+
+
+def logged(log: list[str], *, slots: int) -> nn.Module:
+    """A network of 4 streamed blocks that writes the log."""
+    model = layered(4)
+    ring = streamed(model, slots=slots)
+    start = ring._copies.start
+    masters = [block.master for block in ring._blocks]
+
+    def noted(slot, target, source, after):
+        log.append(f"c{next(rank for rank, master in enumerate(masters) if master is source)}")
+        return start(slot, target, source, after)
+
+    ring._copies.start = noted
+    for rank, block in enumerate(model.blocks):
+        block.register_forward_pre_hook(lambda *_, rank=rank: log.append(f"r{rank}"))
+    return model
+
+
+def test_in_training_the_next_block_is_on_its_way_before_one_runs_in_either_direction(log):
+    model = logged(log, slots=2)
+    numbers(model)
+    assert " ".join(log) == "c0 c1 r0 c2 r1 c3 r2 r3" + " r3 c1 r2 c0 r1 r0"
+    log.clear()
+    numbers(model)
+    assert " ".join(log) == "r0 c2 r1 c3 r2 r3" + " r3 c1 r2 c0 r1 r0"
+
+
+def test_with_three_buffers_two_blocks_are_on_their_way(log):
+    numbers(logged(log, slots=3))
+    assert " ".join(log) == "c0 c1 c2 r0 c3 r1 r2 r3" + " r3 c0 r2 r1 r0"
+
+
+def test_at_the_end_of_a_preview_the_first_block_is_brought_back(log):
+    model = logged(log, slots=2)
     with torch.no_grad():
         model(*inputs())
-        before = ring.copied
-        asked.clear()
+        assert " ".join(log) == "c0 c1 r0 c2 r1 c3 r2 c0 r3"
+        log.clear()
         model(*inputs())
-    assert ring.copied - before == 5
-    copied_before_use = [copied for rank, copied in asked]
-    assert copied_before_use[0] == before, "the first block was brought back at the end of the pass before"
+    assert " ".join(log) == "c1 r0 c2 r1 c3 r2 c0 r3"
 
 
 def test_gradients_that_accumulate_are_the_same():
@@ -128,13 +158,14 @@ def test_after_an_exception_anywhere_the_next_step_is_right(fails_at, backward):
     assert equal(numbers(model), numbers(plain))
 
 
-def test_after_a_copy_that_failed_the_next_step_is_right(monkeypatch):
+@pytest.mark.parametrize("fails_at", range(8))
+def test_after_a_copy_that_failed_the_next_step_is_right(monkeypatch, fails_at):
     plain, model = layered(), layered()
     ring = streamed(model, slots=2)
     start, calls = ring._copies.start, itertools.count()
 
     def fail_once(*args):
-        if next(calls) == 3:
+        if next(calls) == fails_at:
             raise MemoryError
         return start(*args)
 

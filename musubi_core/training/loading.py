@@ -10,18 +10,18 @@ from torch import nn
 from musubi_core.errors import ConfigError
 from musubi_core.events import Note
 from musubi_core.models.spec import Expert, LoadRequest
+from musubi_core.models.swapping import placing, start_swap
 from musubi_core.networks.building import build_network
 from musubi_core.networks.merging import weight_transform
 from musubi_core.networks.network import Network
 from musubi_core.networks.report import notes
 from musubi_core.networks.targets import Targets
+from musubi_core.offload.experts import HOST, Experts
 from musubi_core.offload.swap import Swap
 from musubi_core.quantization.report import report as quantisation_report
 from musubi_core.training.draws import generator_for
-from musubi_core.training.experts import HOST, Experts
 from musubi_core.training.loras import Loras, start_file
 from musubi_core.training.opening import Opened
-from musubi_core.training.swapping import placing, start_swap
 
 
 def load_experts(opened: Opened) -> Experts:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from musubi_core.data.order import PlannedSample
 from musubi_core.models.spec import ArchSpec
+from musubi_core.offload.experts import Experts
 from musubi_core.training.compiling import Compiled
-from musubi_core.training.experts import Experts
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Prepared
 from musubi_core.training.learning_rates import LearningRates

@@ -11,7 +11,7 @@ from torch import Tensor
 from musubi_core.data.batches import load_batch
 from musubi_core.data.order import BatchPlan, PlannedSample
 from musubi_core.data.training_set import TrainingSet
-from musubi_core.training.experts import Experts
+from musubi_core.offload.experts import Experts
 from musubi_core.training.inputs import Prepared, Recipe, training_pair
 from musubi_core.training.loss import sample_losses
 from musubi_core.training.options.validation import ValidationOptions

@@ -9,11 +9,11 @@ import torch
 from plan_stage import Stage, counted_by_torch, stage_of
 
 from musubi_core.models.registry import SPECS, architecture
+from musubi_core.models.swapping import start_swap
 from musubi_core.training.loading import load_experts
 from musubi_core.training.plan.memory import BUFFERS, memory_of, swap_bytes
 from musubi_core.training.plan.optimizer import state_bytes
 from musubi_core.training.plan.rehearsal import rehearse
-from musubi_core.training.swapping import start_swap
 
 WAYS = {
     "plain": {},

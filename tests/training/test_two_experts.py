@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import Metrics, Note
-from musubi_core.training import experts as experts_module
-from musubi_core.training.experts import Experts, exchange
+from musubi_core.offload import experts as experts_module
+from musubi_core.offload.experts import Experts, exchange
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.loop import side_by_side
 from musubi_core.training.loras import start_file

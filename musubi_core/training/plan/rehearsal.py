@@ -20,19 +20,20 @@ from torch.utils._pytree import tree_leaves
 
 from musubi_core.errors import TrainingError
 from musubi_core.events import ignore
+from musubi_core.models.swapping import swapped
 from musubi_core.networks.network import Network
 from musubi_core.offload.activations import SMALLEST
 from musubi_core.offload.config import SwapConfig
+from musubi_core.offload.experts import Experts
 from musubi_core.quantization.fp8_linear import Fp8Linear
 from musubi_core.training.compiling import Compiled
-from musubi_core.training.experts import Experts
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Prepared, map_tensors
 from musubi_core.training.loading import build_lora, load_model
 from musubi_core.training.opening import Opened
 from musubi_core.training.plan.live_bytes import LiveBytes
 from musubi_core.training.step import LossScale, Stepper
-from musubi_core.training.swapping import Saving, nowhere, swapped
+from musubi_core.training.swapping import Saving, nowhere
 
 META = torch.device("meta")
 WEIGHTS, SCALES, ADAPTERS, GRADIENTS, BATCH = "base weights", "fp8 scales", "adapters", "gradients", "batch"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from musubi_core.encoders.hub import fetch_file
+from musubi_core.encoders.precision import dtype_name, math_dtype
 from musubi_core.encoders.sentencepiece import read_sentencepiece_file, sentencepiece_tokenizer
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.files.checkpoint import open_checkpoint
@@ -113,6 +114,15 @@ def token_ids(
     ids = torch.tensor([one.ids for one in encoded], dtype=torch.int64).reshape(-1, length)
     mask = torch.tensor([one.attention_mask for one in encoded], dtype=torch.int64).reshape(-1, length)
     return ids, mask
+
+
+def text_settings(place: TokenizerPlace, dtype: torch.dtype, device: torch.device) -> dict[str, str]:
+    """What of tokenizer and precision changes the encoded text, for the fingerprint of its caches."""
+    return {
+        "tokenizer": place.identity(),
+        "dtype": dtype_name(dtype),
+        "math": dtype_name(math_dtype(dtype, device)),
+    }
 
 
 def _given(option: str, given: str, usual: str) -> TokenizerPlace:

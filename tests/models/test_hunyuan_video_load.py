@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.files.tensors import write_tensors
-from musubi_core.models.hunyuan_video import load as load_file
+from musubi_core.models import loading
 from musubi_core.models.hunyuan_video.keys import stored_names
 from musubi_core.models.hunyuan_video.load import load
 from musubi_core.models.hunyuan_video.options import TrainOptions
@@ -172,7 +172,7 @@ def counted(state, monkeypatch: pytest.MonkeyPatch) -> Counted:
     def opened(path: Path) -> Iterator[Counted]:
         yield checkpoint
 
-    monkeypatch.setattr(load_file, "open_checkpoint", opened)
+    monkeypatch.setattr(loading, "open_checkpoint", opened)
     return checkpoint
 
 

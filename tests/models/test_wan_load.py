@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,8 @@ from torch import Tensor, nn
 from wan_networks import KINDS, make_inputs, make_network
 
 from musubi_core.errors import BadFileError
-from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.files.tensors import write_tensors
 from musubi_core.models.spec import LoadRequest
-from musubi_core.models.wan import load as load_file
 from musubi_core.models.wan.load import load
 from musubi_core.models.wan.options import TrainOptions
 
@@ -124,50 +119,6 @@ def test_a_transform_sees_bare_names_before_the_cast(state, tmp_path: Path):
     assert set(seen.values()) == {torch.float64}
     doubled = {**state, "blocks.1.ffn.0.weight": state["blocks.1.ffn.0.weight"] * 2}
     assert_same(network, doubled, torch.bfloat16)
-
-
-class Counted:
-    """A checkpoint in memory that knows how many of the tensors it gave out are alive."""
-
-    path = Path("counted.safetensors")
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self.state = state
-        self.header = {
-            name: TensorInfo(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in state.items()
-        }
-        self.alive = 0
-        self.most = 0
-
-    def read(self, name: str, *, own_memory: bool = False) -> Tensor:
-        tensor = self.state[name].clone()
-        self.alive += 1
-        self.most = max(self.most, self.alive)
-        weakref.finalize(tensor.untyped_storage(), self._gone)
-        return tensor
-
-    def _gone(self) -> None:
-        self.alive -= 1
-
-
-@pytest.fixture
-def counted(state, monkeypatch: pytest.MonkeyPatch) -> Counted:
-    checkpoint = Counted(state)
-
-    @contextmanager
-    def opened(path: Path) -> Iterator[Counted]:
-        yield checkpoint
-
-    monkeypatch.setattr(load_file, "open_checkpoint", opened)
-    return checkpoint
-
-
-def test_only_one_tensor_of_the_file_is_in_memory_besides_the_network(counted: Counted):
-    network = load(request(counted.path, torch.bfloat16))
-    assert counted.most <= 2, "the one just read, and the one before until its name is reused"
-    assert counted.alive <= 1
-    assert next(network.parameters()).dtype == torch.bfloat16
 
 
 def test_missing_unknown_and_misshapen_weights_are_named(state, tmp_path: Path):

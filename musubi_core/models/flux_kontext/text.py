@@ -5,29 +5,27 @@ Legend: B captions, L = 512 tokens of T5, D its hidden size, P hidden size of CL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from musubi_core.device.precision import dtype_of
-from musubi_core.encoders.clip_text import open_clip_text, pooled, read_clip_sizes
-from musubi_core.encoders.precision import dtype_name, math_dtype
+from musubi_core.encoders.precision import math_dtype
 from musubi_core.encoders.t5 import open_t5, read_t5_sizes, t5_states
-from musubi_core.encoders.tokenizer import TokenizerPlace, find_tokenizer, open_tokenizer, token_ids
-from musubi_core.errors import BadFileError
+from musubi_core.encoders.tokenizer import find_tokenizer, open_tokenizer, text_settings, token_ids
 from musubi_core.files.digest import weights_identity
+from musubi_core.models.clip_l import clip_l_pass
 from musubi_core.models.flux_kontext.options import TextOptions
 from musubi_core.models.spec import EncoderRequest, TextPass
 
 Encode: TypeAlias = Callable[[Sequence[str]], list[dict[str, Tensor]]]
 
-T5_TOKENS, CLIP_TOKENS = 512, 77
+T5_TOKENS = 512
 T5_TOKENIZER = "google-t5/t5-base"  # the vocabulary of every T5; T5-XXL's own page has no tokenizer.json
-CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
-T5_PADS, CLIP_PADS = ("<pad>",), ("<|endoftext|>",)
+T5_PADS = ("<pad>",)
 
 
 def texts(request: EncoderRequest) -> tuple[TextPass, ...]:
@@ -38,7 +36,15 @@ def texts(request: EncoderRequest) -> tuple[TextPass, ...]:
     assert options.text_encoder1 is not None and options.text_encoder2 is not None  # by check()
     return (
         _t5_pass(options.text_encoder1, options, request.device, dtype),
-        _clip_pass(options.text_encoder2, options, request.device, dtype),
+        clip_l_pass(
+            options.text_encoder2,
+            options.tokenizer2,
+            device=request.device,
+            dtype=dtype,
+            sibling="tokenizer",
+            name="clip_l",
+            tensor="clip_l_pooler",
+        ),
     )
 
 
@@ -67,49 +73,6 @@ def _t5_pass(path: Path, options: TextOptions, device: torch.device, dtype: torc
         name="t5",
         tensors=("t5_vec",),
         identity=weights_identity(path),
-        settings={"tokens": T5_TOKENS, "fp8": options.fp8_t5, **_common_settings(place, dtype, device)},
+        settings={"tokens": T5_TOKENS, "fp8": options.fp8_t5, **text_settings(place, dtype, device)},
         open=open_encoder,
     )
-
-
-def _clip_pass(path: Path, options: TextOptions, device: torch.device, dtype: torch.dtype) -> TextPass:
-    sizes = read_clip_sizes(path)
-    if sizes.positions != CLIP_TOKENS:
-        raise BadFileError(
-            f"{path} is a text encoder for {sizes.positions} tokens; CLIP-L has {CLIP_TOKENS}. Check that it "
-            "is the right file."
-        )
-    place = find_tokenizer(
-        option="tokenizer2",
-        given=options.tokenizer2,
-        encoder=path,
-        sibling="tokenizer",
-        hub=CLIP_TOKENIZER,
-    )
-
-    def open_encoder() -> Encode:
-        tokenizer = open_tokenizer(place, rows=sizes.rows)
-        model = open_clip_text(path, device=device, dtype=math_dtype(dtype, device))
-
-        def encode(captions: Sequence[str]) -> list[dict[str, Tensor]]:
-            """Per caption clip_l_pooler (P)."""
-            ids, _ = token_ids(tokenizer, captions, length=CLIP_TOKENS, pad=CLIP_PADS)
-            return [{"clip_l_pooler": vector.clone()} for vector in pooled(model, ids).to("cpu", dtype)]
-
-        return encode
-
-    return TextPass(
-        name="clip_l",
-        tensors=("clip_l_pooler",),
-        identity=weights_identity(path),
-        settings={"tokens": CLIP_TOKENS, **_common_settings(place, dtype, device)},
-        open=open_encoder,
-    )
-
-
-def _common_settings(place: TokenizerPlace, dtype: torch.dtype, device: torch.device) -> Mapping[str, Any]:
-    return {
-        "tokenizer": place.identity(),
-        "dtype": dtype_name(dtype),
-        "math": dtype_name(math_dtype(dtype, device)),
-    }

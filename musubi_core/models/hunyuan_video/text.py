@@ -6,20 +6,20 @@ Legend: B captions, L = 256 tokens of LLaMA, D its hidden size, P hidden size of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from musubi_core.device.precision import dtype_of
-from musubi_core.encoders.clip_text import open_clip_text, pooled, read_clip_sizes
 from musubi_core.encoders.llama import hidden_states, open_llama, read_llama_sizes
-from musubi_core.encoders.precision import dtype_name, math_dtype
-from musubi_core.encoders.tokenizer import TokenizerPlace, find_tokenizer, open_tokenizer, token_ids
+from musubi_core.encoders.precision import math_dtype
+from musubi_core.encoders.tokenizer import find_tokenizer, open_tokenizer, text_settings, token_ids
 from musubi_core.errors import BadFileError
 from musubi_core.files.digest import weights_identity
+from musubi_core.models.clip_l import clip_l_pass
 from musubi_core.models.hunyuan_video.options import TextOptions
 from musubi_core.models.spec import EncoderRequest, TextPass
 
@@ -38,12 +38,11 @@ TEMPLATE = (
     "5. camera angles, movements, and transitions used in the video:<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
 )
-LLM_TOKENS, CLIP_TOKENS = 256, 77
+LLM_TOKENS = 256
 SKIPPED_LAYERS = 2  # the states wanted are those before the last two layers
 LLAMA3_TOKENS, LLAMA3_CROP = 128256, 95  # the real vocabulary, and what the template takes of it
 LLM_TOKENIZER = "xtuner/llava-llama-3-8b-v1_1-transformers"
-CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
-LLM_PADS, CLIP_PADS = ("<pad>", "<|end_of_text|>"), ("<|endoftext|>",)
+LLM_PADS = ("<pad>", "<|end_of_text|>")
 
 
 def texts(request: EncoderRequest) -> tuple[TextPass, ...]:
@@ -54,7 +53,16 @@ def texts(request: EncoderRequest) -> tuple[TextPass, ...]:
     assert options.text_encoder1 is not None and options.text_encoder2 is not None  # by check()
     return (
         _llm_pass(options.text_encoder1, options, request.device, dtype),
-        _clip_pass(options.text_encoder2, options, request.device, dtype),
+        clip_l_pass(
+            options.text_encoder2,
+            options.tokenizer2,
+            device=request.device,
+            dtype=dtype,
+            sibling="tokenizer_2",
+            name="clipL",
+            tensor="clipL",
+            mask="clipL_mask",
+        ),
     )
 
 
@@ -108,7 +116,7 @@ def _llm_pass(path: Path, options: TextOptions, device: torch.device, dtype: tor
         "tokens": LLM_TOKENS,
         "skipped_layers": SKIPPED_LAYERS,
         "fp8": options.fp8_llm,
-        **_common_settings(place, dtype, device),
+        **text_settings(place, dtype, device),
     }
     return TextPass(
         name="llm",
@@ -117,50 +125,3 @@ def _llm_pass(path: Path, options: TextOptions, device: torch.device, dtype: tor
         settings=settings,
         open=open_encoder,
     )
-
-
-def _clip_pass(path: Path, options: TextOptions, device: torch.device, dtype: torch.dtype) -> TextPass:
-    sizes = read_clip_sizes(path)
-    if sizes.positions != CLIP_TOKENS:
-        raise BadFileError(
-            f"{path} is a text encoder for {sizes.positions} tokens; CLIP-L has {CLIP_TOKENS}. Check that it "
-            "is the right file."
-        )
-    place = find_tokenizer(
-        option="tokenizer2",
-        given=options.tokenizer2,
-        encoder=path,
-        sibling="tokenizer_2",
-        hub=CLIP_TOKENIZER,
-    )
-
-    def open_encoder() -> Encode:
-        tokenizer = open_tokenizer(place, rows=sizes.rows)
-        model = open_clip_text(path, device=device, dtype=math_dtype(dtype, device))
-
-        def encode(captions: Sequence[str]) -> list[dict[str, Tensor]]:
-            """Per caption clipL (P) and clipL_mask (77) int64."""
-            ids, mask = token_ids(tokenizer, captions, length=CLIP_TOKENS, pad=CLIP_PADS)
-            vectors = pooled(model, ids).to("cpu", dtype)
-            return [
-                {"clipL": vector.clone(), "clipL_mask": row.clone()}
-                for vector, row in zip(vectors, mask, strict=True)
-            ]
-
-        return encode
-
-    return TextPass(
-        name="clipL",
-        tensors=("clipL", "clipL_mask"),
-        identity=weights_identity(path),
-        settings={"tokens": CLIP_TOKENS, **_common_settings(place, dtype, device)},
-        open=open_encoder,
-    )
-
-
-def _common_settings(place: TokenizerPlace, dtype: torch.dtype, device: torch.device) -> Mapping[str, Any]:
-    return {
-        "tokenizer": place.identity(),
-        "dtype": dtype_name(dtype),
-        "math": dtype_name(math_dtype(dtype, device)),
-    }

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from musubi_core.encoders.precision import dtype_name, math_dtype
-from musubi_core.encoders.tokenizer import find_tokenizer, open_tokenizer, token_ids
+from musubi_core.encoders.precision import math_dtype
+from musubi_core.encoders.tokenizer import find_tokenizer, open_tokenizer, text_settings, token_ids
 from musubi_core.encoders.umt5 import open_umt5, read_umt5_sizes, umt5_states
 from musubi_core.files.digest import weights_identity
 from musubi_core.models.spec import EncoderRequest, TextPass
@@ -62,9 +62,7 @@ def texts(request: EncoderRequest) -> tuple[TextPass, ...]:
         "tokens": TOKENS,
         "cleaning": CLEANING,
         "fp8": options.fp8_t5,
-        "tokenizer": place.identity(),
-        "dtype": dtype_name(dtype),
-        "math": dtype_name(math),
+        **text_settings(place, dtype, request.device),
     }
     return (
         TextPass(

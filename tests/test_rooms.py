@@ -27,12 +27,23 @@ MAY_IMPORT = {
     "data": {"config", "files"},
     "models": {"config", "files", "device", "quantization", "offload", "encoders", "sampling"},
     "lora_tools": {"config", "files", "device", "pictures", "quantization", "encoders", "networks", "models"},
-    "training": {
+    "generation": {
         *("config", "files", "device", "pictures", "quantization", "offload", "networks", "sampling"),
         *("encoders", "data", "models"),
     },
-    "demo": {"config", "files", "pictures", "data", "models", "networks", "sampling", "training"},
+    "demo": {
+        "config",
+        "files",
+        "pictures",
+        "data",
+        "models",
+        "networks",
+        "sampling",
+        "generation",
+        "training",
+    },
 }
+MAY_IMPORT["training"] = MAY_IMPORT["generation"] | {"generation"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"cli"}
 
 

@@ -18,7 +18,8 @@ from musubi_core.models.spec import ArchSpec, EncoderRequest, LoadRequest
 from musubi_core.networks.building import build_network
 from musubi_core.networks.config import NetworkConfig
 from musubi_core.networks.targets import Targets
-from musubi_core.sampling.flow_euler import euler_times, sample_euler
+from musubi_core.sampling.euler import euler
+from musubi_core.sampling.solving import flow_times, last
 
 if TYPE_CHECKING:
     from musubi_core.networks.network import Network
@@ -53,7 +54,7 @@ class Sampler:
             return spec.predict(self.model, x, torch.full((len(x),), t), conditioning, options)
 
         with torch.no_grad():
-            latent = sample_euler(velocity, noise, euler_times(self.steps, shift))
+            latent = last(euler(velocity, noise, flow_times(self.steps, shift)))
             return self.codec.decode(latent)[0, 0].cpu().numpy()
 
 

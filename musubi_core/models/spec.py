@@ -277,6 +277,12 @@ class ArchSpec:
     # why `detect` turned a header down, for messages: "it holds a VAE. Expected ..."
     refuse: Callable[[Header], str] = _no_reason
 
+    # MagCache, None: not offered. (settled train options, conditioning, (height, width) of the latent) ->
+    # which of the measured ratios fit, e.g. "t2v-14B". Where it is given, `predict` heeds `through` in its
+    # conditioning: a callable that gets the walk through all blocks and the tokens of the picture (B, L, D)
+    # that enter the first block, and returns those that leave the last one.
+    ratios_for: Callable[[Any, Conditioning, tuple[int, int]], str] | None = None
+
     # files of LoRAs: names and shapes of the released network's parameters (the largest where there are
     # several); what diffusers calls its layers; other architectures that take its LoRAs under other names
     released: Callable[[], Shapes] = _not_released

@@ -1,4 +1,4 @@
-"""MagCache's decision: at which steps a network may add what its blocks added before, instead of running them.
+"""MagCache's decision: at which steps a network may add again what its blocks added before.
 
 After "MagCache: Fast Video Generation with Magnitude-Aware Cache" (arXiv 2506.09045). What the blocks add to
 the tokens, the residual, hardly turns from step to step, and its length changes by a ratio that is known

@@ -91,9 +91,7 @@ def ratio_source(text: str) -> RatioSource:
     return RatioSource(lists=tuple(_ratios(part) for part in words.split(";")))
 
 
-_EXPECTED = (
-    "Expected a file of a calibration run, numbers with commas between them, or 0 for the shipped ones."
-)
+_EXPECTED = "Expected a file of a calibration run, numbers with commas between them, or 0."
 
 
 def _ratios(text: str) -> tuple[float, ...]:
@@ -108,7 +106,7 @@ def checked_ratios(ratios: list[float], *, where: str) -> tuple[float, ...]:
     """The same ratios. Raises ConfigError when there are fewer than two, or one is no positive number."""
     if len(ratios) < 2:
         raise ConfigError(
-            f"{where}: a list of {len(ratios)} ratios cannot describe a run. Expected one per step, 1.0 first."
+            f"{where}: a list of {len(ratios)} ratios are no run. Expected one per step, 1.0 first."
         )
     for index, ratio in enumerate(ratios):
         if not 0 < ratio < float("inf"):

@@ -26,6 +26,7 @@ from musubi_core.models.flux_kontext.layers import (
 )
 from musubi_core.models.flux_kontext.rope import Place, Rope, places, rope_table
 from musubi_core.models.functional import SINUSOID, sinusoid
+from musubi_core.sampling.through import Through, straight
 
 ROPE_TABLES = 8  # combinations of sizes whose tables are kept
 TIME_SCALE = 1000.0  # of noise levels in 0..1 and of the guidance alike
@@ -73,12 +74,14 @@ class FluxKontext(nn.Module):
         guidance: Tensor,
         references: Sequence[Tensor] = (),
         placement: str = "offset",
+        through: Through = straight,
     ) -> Tensor:
         """The velocity at x, (B, C, h, w).
 
         x: (B, C, h, w). t: (B,) in 0..1, 1 is pure noise. text: (B, L, T), every row takes part. pooled:
         (B, P). guidance: (B,), as users know it, e.g. 2.5. references: clean latents, (B, C, h', w') each.
-        placement: where several references stand, one of rope.PLACEMENTS.
+        placement: where several references stand, one of rope.PLACEMENTS. through: how the tokens of all
+        pictures (B, L, D), x first, get through the blocks.
         """
         pictures = [x, *references]
         for picture in pictures:
@@ -94,14 +97,18 @@ class FluxKontext(nn.Module):
         sizes = [(picture.shape[-2], picture.shape[-1]) for picture in pictures]
         where = places(sizes[0], sizes[1:], placement)
         rope = self._rope_of(where, x.device)
-        for block in self.double_blocks:
-            img, txt = self._run(block, img, txt, vec, rope, self._attend)
-        both = torch.cat([txt, img], dim=1)
-        for block in self.single_blocks:
-            both = self._run(block, both, vec, rope, self._attend)
 
-        first, own = txt.shape[1], where[0].rows * where[0].columns
-        return unpack(self.final_layer(both[:, first : first + own], vec), sizes[0])
+        def blocks(img: Tensor) -> Tensor:
+            words = txt
+            for block in self.double_blocks:
+                img, words = self._run(block, img, words, vec, rope, self._attend)
+            both = torch.cat([words, img], dim=1)
+            for block in self.single_blocks:
+                both = self._run(block, both, vec, rope, self._attend)
+            return both[:, words.shape[1] :]
+
+        own = where[0].rows * where[0].columns
+        return unpack(self.final_layer(through(blocks, img)[:, :own], vec), sizes[0])
 
     def _check(self, picture: Tensor) -> None:
         if picture.ndim != 4 or picture.shape[1] != self.config.channels:

@@ -9,6 +9,7 @@ from musubi_core.models.flux_kontext.detect import detect, refuse
 from musubi_core.models.flux_kontext.keys import LORA_NAMES
 from musubi_core.models.flux_kontext.layer_names import DIFFUSERS, released
 from musubi_core.models.flux_kontext.options import LatentOptions, TextOptions, TrainOptions
+from musubi_core.models.flux_kontext.ratios import ratios_for
 from musubi_core.models.lazy import lazily
 from musubi_core.models.spec import ArchSpec, ModelSpecCard, SamplingDefaults
 from musubi_core.offload.groups import SwapRule, double_and_single
@@ -71,6 +72,7 @@ SPEC = ArchSpec(
         steps=28, shift=3.158, shift_for=lazily(f"{HERE}.inputs", "dynamic_shift"), guidance=2.5, fps=0.0
     ),
     sample_conditioning=lazily(f"{HERE}.inputs", "sample_conditioning"),
+    ratios_for=ratios_for,
     released=released,
     diffusers_names=DIFFUSERS,
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from musubi_core.errors import BadFileError
 from musubi_core.models.hunyuan_video.options import TrainOptions
 from musubi_core.models.spec import Batch, Conditioning, TrainingInput
+from musubi_core.sampling.through import straight
 
 LATENT_SCALE = 0.476986  # caches hold the VAE's own latents; the network was trained on these times this
 TIME_SCALE = 1000.0
@@ -53,6 +54,7 @@ def predict(
         lengths=conditioning["text_lengths"],
         pooled=conditioning["pooled"],
         guidance=conditioning["guidance"],
+        through=conditioning.get("through", straight),
     )
 
 

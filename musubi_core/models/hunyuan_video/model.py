@@ -28,6 +28,7 @@ from musubi_core.models.hunyuan_video.layers import (
 )
 from musubi_core.models.hunyuan_video.refiner import TextRefiner, without_padding
 from musubi_core.models.hunyuan_video.rope import Rope, rope_table
+from musubi_core.sampling.through import Through, straight
 
 ROPE_TABLES = 8  # latent sizes whose tables are kept; one of a long clip takes 60 MB
 
@@ -73,12 +74,14 @@ class HunyuanVideo(nn.Module):
         lengths: Sequence[int],
         pooled: Tensor,
         guidance: Tensor,
+        through: Through = straight,
     ) -> Tensor:
         """The velocity at x, (B, C_out, F, H, W).
 
         x: (B, C_in, F, H, W), H and W even. t: (B,) on 0..1000, 1000 is pure noise. text: (B, L, T), of which
         the first lengths[i] rows are sample i's caption and the rest is never looked at. pooled: (B, P).
-        guidance: (B,), ignored by a network without `guidance_in`.
+        guidance: (B,), ignored by a network without `guidance_in`. through: how the tokens of the picture
+        (B, L, D) get through the blocks.
         """
         frames, rows, columns = self._grid(x)
         dtype = self.img_in.proj.weight.dtype
@@ -93,14 +96,17 @@ class HunyuanVideo(nn.Module):
 
         rope = self._rope_of((frames, rows, columns), x.device)
         joint = self._attend([img.shape[1] + length for length in lengths])
-        for block in self.double_blocks:
-            img, txt = self._run(block, img, txt, vec, rope, joint)
-        both = torch.cat([img, txt], dim=1)
-        for block in self.single_blocks:
-            both = self._run(block, both, vec, rope, joint)
 
-        patches = self.final_layer(both[:, : frames * rows * columns], vec)
-        return unpatchify(patches, (frames, rows, columns))
+        def blocks(img: Tensor) -> Tensor:
+            words = txt
+            for block in self.double_blocks:
+                img, words = self._run(block, img, words, vec, rope, joint)
+            both = torch.cat([img, words], dim=1)
+            for block in self.single_blocks:
+                both = self._run(block, both, vec, rope, joint)
+            return both[:, : frames * rows * columns]
+
+        return unpatchify(self.final_layer(through(blocks, img), vec), (frames, rows, columns))
 
     def _grid(self, x: Tensor) -> tuple[int, int, int]:
         channels, frames, height, width = x.shape[1:]

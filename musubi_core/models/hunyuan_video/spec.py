@@ -9,6 +9,7 @@ from musubi_core.models.hunyuan_video.detect import detect, refuse
 from musubi_core.models.hunyuan_video.keys import LORA_NAMES
 from musubi_core.models.hunyuan_video.layer_names import DIFFUSERS, RELATED, released
 from musubi_core.models.hunyuan_video.options import LatentOptions, TextOptions, TrainOptions
+from musubi_core.models.hunyuan_video.ratios import ratios_for
 from musubi_core.models.lazy import lazily
 from musubi_core.models.spec import ArchSpec, ModelSpecCard, SamplingDefaults
 from musubi_core.offload.groups import SwapRule, double_and_single
@@ -65,6 +66,7 @@ SPEC = ArchSpec(
     network_modules=("networks.lora",),
     sampling=SamplingDefaults(steps=50, shift=7.0, guidance=6.0, fps=24.0),
     sample_conditioning=lazily(f"{HERE}.inputs", "sample_conditioning"),
+    ratios_for=ratios_for,
     released=released,
     diffusers_names=DIFFUSERS,
     related=RELATED,

@@ -19,6 +19,7 @@ from musubi_core.models.functional import sinusoid
 from musubi_core.models.wan.config import TIME_WAVES, WanConfig
 from musubi_core.models.wan.layers import Head, PictureProjection, WanAttentionBlock, precise
 from musubi_core.models.wan.rope import POSITIONS, Rope, axis_tables, rope_table
+from musubi_core.sampling.through import Through, straight
 
 ROPE_TABLES = 8  # latent sizes whose tables are kept; one of a long clip takes 20 MB
 NO_PICTURE_TOKENS = 257  # of zeros, where a network that looks at pictures is shown none
@@ -70,6 +71,7 @@ class Wan(nn.Module):
         beside: Tensor | None = None,
         pictures: Tensor | None = None,
         frame_positions: Tensor | None = None,
+        through: Through = straight,
     ) -> Tensor:
         """The velocity at x, (B, C_out, F, H, W) float32.
 
@@ -78,6 +80,7 @@ class Wan(nn.Module):
         length that the network was trained with. beside: (B, C', F, H, W), further channels after those of x.
         pictures: (B, tokens, P) from CLIP; None means zeros to a network that looks at pictures.
         frame_positions: (B, F) whole numbers below POSITIONS, the time of each frame; None counts from 0.
+        through: how the tokens (B, L, D) get through the blocks.
         """
         x = x if beside is None else torch.cat([x, beside.to(x)], dim=1)
         size = self._grid(x)
@@ -88,9 +91,13 @@ class Wan(nn.Module):
         seen = self._seen(pictures, len(x), x.device)
         tokens = self.patch_embedding(x.to(dtype)).flatten(2).transpose(1, 2)
         rope = self._rope_of(size, x.device, frame_positions)
-        for block in self.blocks:
-            tokens = self._run(block, tokens, levels, rope, words, seen, self._attend)
-        return unpatchify(self.head(tokens, level), size)
+
+        def blocks(tokens: Tensor) -> Tensor:
+            for block in self.blocks:
+                tokens = self._run(block, tokens, levels, rope, words, seen, self._attend)
+            return tokens
+
+        return unpatchify(self.head(through(blocks, tokens), level), size)
 
     def _grid(self, x: Tensor) -> tuple[int, int, int]:
         channels, frames, height, width = x.shape[1:]

@@ -11,6 +11,7 @@ from musubi_core.models.wan.detect import detect, refuse
 from musubi_core.models.wan.keys import LORA_NAMES
 from musubi_core.models.wan.layer_names import DIFFUSERS, released
 from musubi_core.models.wan.options import LatentOptions, TextOptions, TrainOptions
+from musubi_core.models.wan.ratios import ratios_for
 from musubi_core.models.wan.required import unfit
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ SPEC = ArchSpec(
     sampling=sampling_for(TrainOptions()),
     sampling_for=sampling_for,
     sample_conditioning=lazily(f"{HERE}.inputs", "sample_conditioning"),
+    ratios_for=ratios_for,
     released=released,
     diffusers_names=DIFFUSERS,
 )

@@ -6,10 +6,11 @@ FLUX.1 dev has the same names and shapes, so it is accepted too: no file can tel
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from musubi_core.errors import ConfigError
 from musubi_core.models.flux_kontext.config import PATCH, FluxKontextConfig
+from musubi_core.models.headers import block_count, other_kind, wrong_rank
 from musubi_core.models.spec import Detected, Header
 
 PREFIXES = ("model.diffusion_model.", "model.model.", "diffusion_model.", "transformer.", "net.")
@@ -19,7 +20,6 @@ NORM = "double_blocks.0.img_attn.norm.query_norm."
 NAMINGS = {"original": f"{NORM}scale", "comfyui new": f"{NORM}weight"}
 MLP = "double_blocks.0.img_mlp.0.weight"
 BITSANDBYTES = r"\.(absmax|quant_map)$|\.quant_state\."
-MOST_BLOCKS = 256  # a header that lies must not make us build a network without end
 RANKS = {
     "img_in.weight": 2,
     "txt_in.weight": 2,
@@ -66,17 +66,15 @@ def refuse(header: Header) -> str:
 def _examine(header: Header) -> Detected | str:
     prefix = next((p for p in ("", *PREFIXES) if all(p + name in header for name in FAMILY)), None)
     if prefix is None:
-        return _other_kind(list(header))
+        return other_kind(list(header), PREFIXES, OTHERS)
     shapes = {name.removeprefix(prefix): i.shape for name, i in header.items() if name.startswith(prefix)}
     if any(re.search(BITSANDBYTES, name) for name in shapes):
         return "it holds FLUX.1 quantised by bitsandbytes, which is not read."
     naming = next((naming for naming, norm in NAMINGS.items() if norm in shapes), None)
     if naming is None:
         return f"it looks like FLUX.1, but lacks {NAMINGS['original']}; the file is not complete."
-    for name, rank in [*RANKS.items(), (NAMINGS[naming], 1)]:
-        shape = shapes.get(name, ())
-        if len(shape) != rank or 0 in shape:
-            return f"it looks like FLUX.1, but {name} has shape {list(shape)}; expected {rank} axes."
+    if wrong := wrong_rank(shapes, {**RANKS, NAMINGS[naming]: 1}):
+        return f"it looks like FLUX.1, but {wrong}"
     if variant := _variant(shapes):
         return variant
     try:
@@ -84,15 +82,6 @@ def _examine(header: Header) -> Detected | str:
     except ConfigError as error:
         return f"it looks like FLUX.1, but its sizes do not fit. {error}"
     return Detected(config=config, naming=naming, prefix=prefix)
-
-
-def _other_kind(names: list[str]) -> str:
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
-    bare = [name.removeprefix(prefix) for name in names]
-    for pattern, kind in OTHERS:
-        if any(re.search(pattern, name) for name in bare):
-            return f"it holds {kind}."
-    return f"none of its {len(names)} tensors is known (first: {', '.join(names[:3]) or 'none'})."
 
 
 def _variant(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -123,18 +112,10 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], norm: str) -> FluxKontextConfi
     return FluxKontextConfig(
         hidden=hidden,
         heads=hidden // head,
-        double_blocks=_count(shapes, "double_blocks."),
-        single_blocks=_count(shapes, "single_blocks."),
+        double_blocks=block_count(shapes, "double_blocks."),
+        single_blocks=block_count(shapes, "single_blocks."),
         mlp_width=shapes[MLP][0],
         channels=token // PATCH,
         text_width=shapes["txt_in.weight"][1],
         pooled_width=shapes["vector_in.in_layer.weight"][1],
     )
-
-
-def _count(names: Iterable[str], start: str) -> int:
-    """How many blocks have a name that starts with `start` and a number."""
-    count = len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})
-    if count > MOST_BLOCKS:
-        raise ConfigError(f"It names {count} {start[:-1]}; at most {MOST_BLOCKS} are believed.")
-    return count

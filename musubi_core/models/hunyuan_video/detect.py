@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from musubi_core.errors import ConfigError
+from musubi_core.models.headers import block_count, other_kind, wrong_rank
 from musubi_core.models.hunyuan_video.config import HunyuanVideoConfig
 from musubi_core.models.spec import Detected, Header
 
@@ -29,7 +29,6 @@ NAMINGS = {
         "mlp": "double_blocks.0.img_mlp.0.weight",
     },
 }
-MOST_BLOCKS = 256  # a header that lies must not make us build a network without end
 RANKS = {
     "img_in.proj.weight": 5,
     "txt_in.input_embedder.weight": 2,
@@ -72,30 +71,19 @@ def refuse(header: Header) -> str:
 def _examine(header: Header) -> Detected | str:
     prefix = next((p for p in ("", *PREFIXES) if p + FAMILY in header and p + POOLED in header), None)
     if prefix is None:
-        return _other_kind(list(header))
+        return other_kind(list(header), PREFIXES, OTHERS)
     shapes = {name.removeprefix(prefix): i.shape for name, i in header.items() if name.startswith(prefix)}
     naming = next((n for n, names in NAMINGS.items() if {names["qkv"], names["norm"]} <= set(shapes)), None)
     if naming is None:
         wanted = " and ".join((NAMINGS["original"]["qkv"], NAMINGS["original"]["norm"]))
         return f"it looks like HunyuanVideo, but lacks {wanted}; the file is not complete."
-    for name, rank in [*RANKS.items(), (NAMINGS[naming]["norm"], 1), (NAMINGS[naming]["mlp"], 2)]:
-        shape = shapes.get(name, ())
-        if len(shape) != rank or 0 in shape:
-            return f"it looks like HunyuanVideo, but {name} has shape {list(shape)}; expected {rank} axes."
+    if wrong := wrong_rank(shapes, {**RANKS, NAMINGS[naming]["norm"]: 1, NAMINGS[naming]["mlp"]: 2}):
+        return f"it looks like HunyuanVideo, but {wrong}"
     try:
         config = _sizes(shapes, NAMINGS[naming])
     except ConfigError as error:
         return f"it looks like HunyuanVideo, but its sizes do not fit. {error}"
     return Detected(config=config, naming=naming, prefix=prefix)
-
-
-def _other_kind(names: list[str]) -> str:
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
-    bare = [name.removeprefix(prefix) for name in names]
-    for pattern, kind in OTHERS:
-        if any(re.search(pattern, name) for name in bare):
-            return f"it holds {kind}."
-    return f"none of its {len(names)} tensors is known (first: {', '.join(names[:3]) or 'none'})."
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> HunyuanVideoConfig:
@@ -107,9 +95,9 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> H
     return HunyuanVideoConfig(
         hidden=hidden,
         heads=hidden // head,
-        double_blocks=_count(shapes, "double_blocks."),
-        single_blocks=_count(shapes, "single_blocks."),
-        refiner_blocks=_count(shapes, "txt_in.individual_token_refiner.blocks."),
+        double_blocks=block_count(shapes, "double_blocks."),
+        single_blocks=block_count(shapes, "single_blocks."),
+        refiner_blocks=block_count(shapes, "txt_in.individual_token_refiner.blocks."),
         mlp_width=shapes[names["mlp"]][0],
         in_channels=in_channels,
         out_channels=shapes["final_layer.linear.weight"][0] // 4,
@@ -117,11 +105,3 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> H
         pooled_width=shapes[POOLED][1],
         guidance=any(name.startswith("guidance_in.") for name in shapes),
     )
-
-
-def _count(names: Iterable[str], start: str) -> int:
-    """How many blocks have a name that starts with `start` and a number."""
-    count = len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})
-    if count > MOST_BLOCKS:
-        raise ConfigError(f"It names {count} {start[:-1]}; at most {MOST_BLOCKS} are believed.")
-    return count

@@ -6,10 +6,10 @@ noise, nor networks for 480p from those for 720p: see `released.task_of`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from musubi_core.errors import ConfigError
+from musubi_core.models.headers import block_count, other_kind, wrong_rank
 from musubi_core.models.spec import Detected, Header
 from musubi_core.models.wan.config import HEAD_SIZE, TIME_WAVES, WanConfig
 from musubi_core.models.wan.released import LAYOUTS
@@ -27,7 +27,6 @@ RANKS = {
     MLP: 2,
 }
 OPTIONAL_RANKS = {PICTURES: 1, POSITIONS: 3}
-MOST_BLOCKS = 256  # a header that lies must not make us build a network without end
 # Networks that have Wan's blocks and something more, which is not trained here.
 RELATIVES = (
     ("vace_", "VACE"),
@@ -75,16 +74,14 @@ def refuse(header: Header) -> str:
 def _examine(header: Header) -> Detected | str:
     prefix = next((p for p in ("", *PREFIXES) if all(p + name in header for name in FAMILY)), None)
     if prefix is None:
-        return _other_kind(list(header))
+        return other_kind(list(header), PREFIXES, OTHERS)
     shapes = {name.removeprefix(prefix): i.shape for name, i in header.items() if name.startswith(prefix)}
     for start, name in RELATIVES:
         if any(own.startswith(start) for own in shapes):
             return f"it is {name}: a relative of Wan that cannot be trained here."
     present = {name: rank for name, rank in OPTIONAL_RANKS.items() if name in shapes}
-    for name, rank in {**RANKS, **present}.items():
-        shape = shapes.get(name, ())
-        if len(shape) != rank or 0 in shape:
-            return f"it looks like Wan, but {name} has shape {list(shape)}; expected {rank} axes."
+    if wrong := wrong_rank(shapes, {**RANKS, **present}):
+        return f"it looks like Wan, but {wrong}"
     try:
         config = _sizes(shapes)
     except ConfigError as error:
@@ -99,15 +96,6 @@ def _examine(header: Header) -> Detected | str:
     return Detected(config=config, naming="original", prefix=prefix)
 
 
-def _other_kind(names: list[str]) -> str:
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in names)), "")
-    bare = [name.removeprefix(prefix) for name in names]
-    for pattern, kind in OTHERS:
-        if any(re.search(pattern, name) for name in bare):
-            return f"it holds {kind}."
-    return f"none of its {len(names)} tensors is known (first: {', '.join(names[:3]) or 'none'})."
-
-
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> WanConfig:
     """Raises ConfigError for sizes that no network can have."""
     hidden, in_channels = shapes["patch_embedding.weight"][:2]
@@ -119,7 +107,7 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> WanConfig:
     return WanConfig(
         hidden=hidden,
         heads=hidden // HEAD_SIZE,
-        layers=_count(shapes, "blocks."),
+        layers=block_count(shapes, "blocks."),
         mlp_width=shapes[MLP][0],
         in_channels=in_channels,
         out_channels=shapes["head.head.weight"][0] // 4,
@@ -127,11 +115,3 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> WanConfig:
         picture_width=shapes.get(PICTURES, (0,))[0],
         picture_tokens=shapes[POSITIONS][1] if POSITIONS in shapes else 0,
     )
-
-
-def _count(names: Iterable[str], start: str) -> int:
-    """How many blocks have a name that starts with `start` and a number."""
-    count = len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})
-    if count > MOST_BLOCKS:
-        raise ConfigError(f"It names {count} {start[:-1]}; at most {MOST_BLOCKS} are believed.")
-    return count

@@ -9,6 +9,7 @@ from musubi_core.config import option
 from musubi_core.errors import ConfigError
 
 SHIPPED = "0"
+BRANCHES = ("cond", "uncond")  # of guidance: the prompt and the negative prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class SkipRule:
 class RatioSource:
     """Where the magnitude ratios come from: exactly one of a file, lists, or neither for those we ship.
 
-    lists: one per branch of guidance, conditional first; a single one is for every branch.
+    lists: of the first of BRANCHES, and of the second where it has its own.
     """
 
     file: Path | None = None
@@ -88,7 +89,13 @@ def ratio_source(text: str) -> RatioSource:
         if not words:
             raise ConfigError(f"--magcache_mag_ratios is empty. {_EXPECTED}")
         return RatioSource(file=Path(words))
-    return RatioSource(lists=tuple(_ratios(part) for part in words.split(";")))
+    lists = tuple(_ratios(part) for part in words.split(";"))
+    if len(lists) > len(BRANCHES):
+        raise ConfigError(
+            f"--magcache_mag_ratios has {len(lists)} lists between semicolons; expected one, or two: that of "
+            "the prompt and that of the negative prompt."
+        )
+    return RatioSource(lists=lists)
 
 
 _EXPECTED = "Expected a file of a calibration run, numbers with commas between them, or 0."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -16,10 +16,13 @@ class MagCacheRun:
     """Skips the blocks where the ratios allow it, each branch of guidance by itself."""
 
     def __init__(
-        self, ratios: Mapping[str, Sequence[float]], rule: SkipRule, computed: Sequence[bool] = ()
+        self, ratios: Callable[[str], Sequence[float]], rule: SkipRule, computed: Sequence[bool]
     ) -> None:
-        """ratios: per branch, one per step of this run. computed: see `magcache.always_computed`."""
-        self._states = {branch: MagCacheState(values, rule, computed) for branch, values in ratios.items()}
+        """ratios: of a branch, one per step of this run. computed: see `magcache.always_computed`."""
+        self._ratios = ratios
+        self._rule = rule
+        self._computed = tuple(computed)
+        self._states: dict[str, MagCacheState] = {}
 
     @property
     def count(self) -> SkipCount:
@@ -27,7 +30,9 @@ class MagCacheRun:
         return sum((state.count for state in self._states.values()), SkipCount())
 
     def through(self, branch: str, step: int) -> Through:
-        """How the tokens of `branch` get through the blocks at `step`. Raises KeyError for other branches."""
+        """How the tokens of `branch` get through the blocks at `step`."""
+        if branch not in self._states:
+            self._states[branch] = MagCacheState(self._ratios(branch), self._rule, self._computed)
         state = self._states[branch]
 
         def walk(blocks: Blocks, tokens: Tensor) -> Tensor:

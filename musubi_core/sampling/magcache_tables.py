@@ -11,10 +11,10 @@ from typing import Any
 
 from musubi_core.config import read_json
 from musubi_core.errors import ConfigError
-from musubi_core.sampling.magcache_config import SkipRule, checked_ratios
+from musubi_core.sampling.magcache_config import BRANCHES, SkipRule, checked_ratios
 
 FORMAT = "musubi-magcache-1"
-FIRST_BRANCH = "cond"  # every table has it; it stands for branches that have no ratios of their own
+FIRST_BRANCH = BRANCHES[0]  # every table has it; it stands for branches that have no ratios of their own
 _SHIPPED = Path(__file__).with_name("magcache_ratios.json")
 
 

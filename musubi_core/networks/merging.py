@@ -1,4 +1,4 @@
-"""`--base_weights`: LoRA files merged into the base weights while these are read, before any quantising."""
+"""LoRA files merged into the base weights while these are read, before any quantising."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ class WeightMerge:
         for (file, multiplier), waiting in zip(self.files, self._waiting, strict=True):
             spelled = [spelling for spelling in accepted if spelling in waiting]
             if len(spelled) > 1:
-                raise BadFileError(
-                    f"base_weights: {file.path} has {layer} twice, as {' and '.join(spelled)}."
-                )
+                raise BadFileError(f"{file.path} has {layer} twice, as {' and '.join(spelled)}.")
             for spelling in spelled:
                 change = _change(file, waiting.pop(spelling), tensor).mul_(multiplier)
                 total = change if total is None else total.add_(change)
@@ -75,7 +73,7 @@ def weight_transform(
             raise _unknown(file, [*foreign, *file.unknown], table or {})
         if file.faults or not file.adapters:
             faults = file.faults or ["it holds no adapter"]
-            raise BadFileError(f"base_weights: {file.path} cannot be merged: {listed(faults)}.")
+            raise BadFileError(f"{file.path} cannot be merged: {listed(faults)}.")
     return WeightMerge(read, substitutions)
 
 
@@ -86,13 +84,13 @@ def _change(file: LoraFile, base: str, weight: Tensor) -> Tensor:
     layer = Layer(name=base, inputs=inputs, outputs=outputs, kernel=tuple(kernel))
     fault = adapter.fault(layer.shape, adapter.kind.shapes(layer, adapter.rank))
     if fault:
-        raise BadFileError(f"base_weights: {file.path}, {base}: {fault}. The file is for another model.")
+        raise BadFileError(f"{file.path}, {base}: {fault}. The file is for another model.")
     tensors = {name: tensor.to(weight.device) for name, tensor in adapter.tensors.items()}
     return adapter.kind.delta(tensors, layer.shape).mul_(adapter.scale)
 
 
 def _unknown(file: LoraFile, names: Sequence[str], table: Mapping[str, str]) -> BadFileError:
     return BadFileError(
-        f"base_weights: {file.path} has {len(names)} names that belong to no layer of this model: "
+        f"{file.path} has {len(names)} names that belong to no layer of this model: "
         f"{with_similar(names, table)}. Give a LoRA that was made for this model."
     )

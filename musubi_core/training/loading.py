@@ -9,6 +9,7 @@ from torch import nn
 
 from musubi_core.errors import ConfigError
 from musubi_core.events import Note
+from musubi_core.generation.loading import load_frozen
 from musubi_core.models.spec import Expert, LoadRequest
 from musubi_core.models.swapping import placing, start_swap
 from musubi_core.networks.building import build_network
@@ -18,7 +19,6 @@ from musubi_core.networks.report import notes
 from musubi_core.networks.targets import Targets
 from musubi_core.offload.experts import HOST, Experts
 from musubi_core.offload.swap import Swap
-from musubi_core.quantization.report import report as quantisation_report
 from musubi_core.training.draws import generator_for
 from musubi_core.training.loras import Loras, start_file
 from musubi_core.training.opening import Opened
@@ -46,10 +46,8 @@ def load_model(opened: Opened, expert: Expert, device: torch.device) -> nn.Modul
     """A frozen network, base_weights merged into it before any of it is quantised."""
     config, spec, here = opened.config, opened.spec, opened.here
     merge = weight_transform(config.network.base_files(), spec.lora_names.comfyui)
-    quantisation = config.fp8.request(
-        targets=spec.fp8_targets, keep_precise=spec.keep_precise, architecture=spec.name
-    )
-    model = spec.load(
+    return load_frozen(
+        spec,
         LoadRequest(
             path=expert.path,
             device=device,
@@ -58,20 +56,15 @@ def load_model(opened: Opened, expert: Expert, device: torch.device) -> nn.Modul
             split_attention=config.model.split_attn,
             checkpointing=config.loop.gradient_checkpointing,
             options=config.arch_options,
-            transform=merge if config.network.base_weights else None,
-            quantisation=quantisation,
+            quantisation=config.fp8.request(
+                targets=spec.fp8_targets, keep_precise=spec.keep_precise, architecture=spec.name
+            ),
             placement=placing(spec, config.swap, device),
-        )
+        ),
+        opened.emit,
+        merge=merge if config.network.base_weights else None,
+        name=f"{expert.name} base model" if expert.name else "base model",
     )
-    if quantisation is not None:
-        for event in quantisation_report(model, quantisation):
-            opened.emit(event)
-    if config.network.base_weights:
-        base = f"{expert.name} base model" if expert.name else "base model"
-        for path, layers in merge.finish().items():
-            opened.emit(Note(text=f"{path.name} was merged into {layers} layers of the {base}."))
-    model.requires_grad_(False)
-    return model.eval()
 
 
 def swap_blocks(opened: Opened, experts: Experts) -> list[Swap]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,10 +48,14 @@ def load_batch(plan: BatchPlan, load: Callable[[CachedItem], LoadedItem] | None 
     load: `load_item` when not given, or an ItemMemory.
     Raises BadFileError naming the file: it is gone, damaged, changed since the set was opened, or holds NaN.
     """
-    samples = [(load or load_item)(sample.item) for sample in plan.samples]
+    return stacked([(load or load_item)(sample.item) for sample in plan.samples])
+
+
+def stacked(items: Sequence[Mapping[str, Tensor]]) -> Batch:
+    """The tensors of items as those of one batch, by canonical name; those of varying length as lists."""
     batch: Batch = {}
-    for name in samples[0]:
-        values = [sample[name] for sample in samples]
+    for name in items[0]:
+        values = [item[name] for item in items]
         if name.startswith(VARLEN):
             batch[name.removeprefix(VARLEN)] = values
         else:
@@ -83,3 +87,14 @@ def load_item(item: CachedItem) -> LoadedItem:
             "Start the run again, after caching has come to its end."
         )
     return tensors
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure of dictionaries, lists and tuples with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(one, change) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map_tensors(one, change) for one in value)
+    return value

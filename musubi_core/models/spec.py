@@ -136,12 +136,54 @@ class LayerNames:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingDefaults:
-    """Defaults of inference: Euler steps, time shift, embedded guidance, frame rate (0: pictures only).
+class TakenPictures:
+    """Which pictures a drawing takes beside its prompt: of each kind the fewest and the most.
 
-    shift_for: the time shift for a latent of (height, width), where it depends on the size; `shift` is then
-    the one of the size that the architecture was made for. cfg_scale: of classifier-free guidance, which asks
-    the network twice; 1 means once.
+    None: any number. control_size: (width, height) of a control picture -> the size that it is brought to;
+    without it that of the drawing.
+    """
+
+    image: tuple[int, int | None] = (0, 0)
+    end_image: tuple[int, int | None] = (0, 0)
+    control_video: tuple[int, int | None] = (0, 0)
+    control_images: tuple[int, int | None] = (0, 0)
+    control_size: Callable[[int, int], tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenPictures:
+    """The pictures of a drawing as pixels, (H, W, 3) uint8, in its own size.
+
+    size: (frames, height, width) of the drawing. seed: of the drawing, for a VAE that draws its latents.
+    control_video: (F, H, W, 3). control_images: (h, w, 3 or 4), in sizes of their own.
+    """
+
+    size: tuple[int, int, int]
+    seed: int
+    image: Tensor | None = None
+    end_image: Tensor | None = None
+    control_video: Tensor | None = None
+    control_images: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentColours:
+    """Colours of a latent at a glance: factors of red, green and blue for each channel, and what is added."""
+
+    factors: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """How pictures are usually drawn.
+
+    steps; shift: of time; guidance: embedded, told to the network where takes_guidance is set. fps: 0 for
+    pictures only. frames: of a clip in pixels. shift_for: the time shift for a latent of (height, width),
+    where it depends on the size; `shift` is then the one of the size that the architecture was made for.
+    cfg_scale: of classifier-free guidance, which asks the network twice; 1 means once. rescale: what is done
+    to a guided velocity, given (guided, that of the prompt alone). split_uncond: the two questions are asked
+    one after the other anyway. samplers: names, the usual one first.
     """
 
     steps: int
@@ -150,6 +192,14 @@ class SamplingDefaults:
     fps: float
     shift_for: Callable[[int, int], float] | None = None
     cfg_scale: float = 1.0
+    frames: int = 1
+    takes_guidance: bool = True
+    negative_prompt: str = ""
+    samplers: tuple[str, ...] = ("euler",)
+    split_uncond: bool = False
+    rescale: Callable[[Tensor, Tensor], Tensor] | None = None
+    pictures: TakenPictures = field(default_factory=TakenPictures)
+    colours: LatentColours | None = None
 
     def shift_at(self, height: int, width: int) -> float:
         """The time shift for a latent of this size."""
@@ -213,6 +263,10 @@ def _not_released() -> Shapes:
     return {}
 
 
+def _takes_none(codec: LatentCodec, given: GivenPictures, options: Any) -> dict[str, Tensor]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchSpec:
     """Everything the program may ask about an architecture. Shapes: see the types above.
@@ -255,6 +309,12 @@ class ArchSpec:
     # sampling
     sampling: SamplingDefaults
     sample_conditioning: Callable[[Batch, float, Any], Conditioning]  # (batch, guidance, options)
+
+    # (VAE, pictures, settled train options) -> tensors for `sample_conditioning`, without a batch axis, under
+    # the names that caches have for them; `latents_image` for the picture to begin with
+    encode_pictures: Callable[[LatentCodec, GivenPictures, Any], dict[str, Tensor]] = _takes_none
+    # (shape of a latent, generator) -> the noise that a drawing starts from, float32; None: one draw of all
+    noise: Callable[[tuple[int, ...], torch.Generator], Tensor] | None = None
 
     # the geometry of latents where the options decide, given any of the three option dataclasses
     latent_for: Callable[[Any], LatentShape] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musubi_core.data.batches import LoadedItem, load_batch, load_item
+from musubi_core.data.batches import LoadedItem, load_batch, load_item, map_tensors
 from musubi_core.data.order import PlannedSample
 from musubi_core.data.training_set import CachedItem
 from musubi_core.models.spec import ArchSpec, Batch
@@ -112,17 +112,6 @@ def training_pair(recipe: Recipe, batch: Batch, *, quantiles: Tensor, noise_name
         conditioning=clean.conditioning,
         side=side,
     )
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure of dictionaries, lists and tuples with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(one, change) for key, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map_tensors(one, change) for one in value)
-    return value
 
 
 def _quantiles(recipe: Recipe, plan: MicroPlan) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from musubi_core.data.batches import map_tensors
 from musubi_core.errors import TrainingError
 from musubi_core.events import ignore
 from musubi_core.models.swapping import swapped
@@ -28,7 +29,7 @@ from musubi_core.offload.experts import Experts
 from musubi_core.quantization.fp8_linear import Fp8Linear
 from musubi_core.training.compiling import Compiled
 from musubi_core.training.gradients import FlatGradients
-from musubi_core.training.inputs import Prepared, map_tensors
+from musubi_core.training.inputs import Prepared
 from musubi_core.training.loading import build_lora, load_model
 from musubi_core.training.opening import Opened
 from musubi_core.training.plan.live_bytes import LiveBytes

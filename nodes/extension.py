@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .dataset.from_images import ImagesDataset
+from .dataset.report import DatasetReport
+from .dataset.sources import (
+    CombineDatasets,
+    FileDataset,
+    ImageFolderDataset,
+    JsonlDataset,
+    VideoFolderDataset,
+)
+from .folders import register_folders
+from .models.training_model import TrainingModelNode
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    ImageFolderDataset,
+    VideoFolderDataset,
+    JsonlDataset,
+    FileDataset,
+    ImagesDataset,
+    CombineDatasets,
+    DatasetReport,
+    TrainingModelNode,
+)
+
 
 class MusubiExtension(ComfyExtension):
     """All nodes, group by group."""
 
+    def __init__(self) -> None:
+        register_folders()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        return list(NODES)

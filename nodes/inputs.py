@@ -31,8 +31,8 @@ class Chooser(Protocol):
         """The input that offers what may be chosen."""
         ...
 
-    def path(self, text: str, info: OptionInfo) -> Path | None:
-        """The path behind a choice, None for none. Raises ConfigError for what may not be chosen."""
+    def value(self, text: str, info: OptionInfo) -> Any:
+        """The value behind a choice, None for none. Raises ConfigError for what may not be chosen."""
         ...
 
 
@@ -47,7 +47,7 @@ def inputs_of(
     choosers: Choosers | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> list[Any]:
-    """One input for each option of a config dataclass, in order of declaration, those to come first first.
+    """One input for each option of a config dataclass, in order of declaration.
 
     skip, only: names of options to leave out, or to keep. choosers: for options that are files, by name.
     defaults: values that a node starts with instead of the option's own. Raises TypeError for a file option
@@ -79,8 +79,7 @@ def values_from(
         if value is None:
             continue
         if choosers and info.name in choosers:
-            path = choosers[info.name].path(str(value), info)
-            values[info.name] = (() if path is None else (path,)) if info.many else path
+            values[info.name] = choosers[info.name].value(str(value), info)
         else:
             values[info.name] = _value(info, value, where)
     return values

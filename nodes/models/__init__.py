@@ -1,0 +1,1 @@
+"""Nodes that name the base model."""

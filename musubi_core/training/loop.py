@@ -16,7 +16,7 @@ from musubi_core.data.ahead import ReadAhead
 from musubi_core.data.order import PlannedSample
 from musubi_core.device.memory import memory_in_use
 from musubi_core.errors import MusubiError, TrainingError
-from musubi_core.events import Listener, Metrics, Progress, ShouldStop, Warned
+from musubi_core.events import Listener, Metrics, Note, Progress, ShouldStop, Warned
 from musubi_core.networks.norms import scale_weight_norms
 from musubi_core.networks.power_ema import SIGMA_KEY
 from musubi_core.networks.saving import lora_tensors
@@ -27,6 +27,7 @@ from musubi_core.training.optimizers import evaluating
 from musubi_core.training.options.validation import ValidationOptions
 from musubi_core.training.outputs import LORA, STATE, Outputs, average_name, epoch_name, step_name
 from musubi_core.training.plans import StepPlan, StepPlans
+from musubi_core.training.requests import Requests
 from musubi_core.training.running_averages import RunningAverages
 from musubi_core.training.state import RunState
 from musubi_core.training.step import Stepper, StepResult
@@ -84,6 +85,7 @@ class Loop:
     position: Position
     emit: Listener
     should_stop: ShouldStop
+    requests: Requests
     workers: int
     most_refused: int
     norm_limit: float | None
@@ -108,6 +110,8 @@ class Loop:
                     if here.any(self.should_stop()):
                         self.save_progress()
                         return False
+                    if self.requests.take("save"):
+                        self.save_now()
                     self.one_step(self.plans.at(self.position.step))
             self.save_end()
         except BaseException:
@@ -261,6 +265,16 @@ class Loop:
         _remember(self.outputs.saved.spare_states, base + STATE)
         self.write_lora(base)
         self.write_state(base, kept=self.outputs.options.save_state)
+
+    def save_now(self) -> None:
+        """A LoRA and a state because someone asked."""
+        if self.position.step == self.position.saved_at:
+            self.emit(
+                Note(
+                    text=f"Nothing to save now: no step was made since step {self.position.step}, which is saved."
+                )
+            )
+        self.save_progress()
 
     def save_end(self) -> None:
         """The final LoRA, and its state if asked."""

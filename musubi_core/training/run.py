@@ -37,6 +37,7 @@ from musubi_core.training.packing import pack
 from musubi_core.training.plan.first_pass import check_fit, explained, wanted
 from musubi_core.training.plan.planning import plan_run
 from musubi_core.training.processes import join_processes, own_random_state
+from musubi_core.training.requests import Requests
 from musubi_core.training.running_averages import RunningAverages
 from musubi_core.training.show_timesteps import show_timesteps
 from musubi_core.training.sides import intervals_of
@@ -55,11 +56,13 @@ def train(
     emit: Listener = ignore,
     should_stop: ShouldStop = never,
     spec: ArchSpec | None = None,
+    requests: Requests | None = None,
 ) -> TrainResult:
     """Train a LoRA. When `should_stop()` becomes true, the step is finished, LoRA and state are saved.
 
-    spec: the architecture, when it is none of the registered ones. Raises MusubiError with a message for the
-    user; what was trained until then is saved first.
+    spec: the architecture, when it is none of the registered ones. requests: how another thread asks for
+    something while this one trains. Raises MusubiError with a message for the user; what was trained until then
+    is saved first.
     """
     config.check()
     if config.timesteps.show_timesteps:
@@ -85,7 +88,9 @@ def train(
         loras = attach_loras(opened, experts)
         stack.callback(loras.remove)
         logs = open_logs(opened, stack)
-        loop = make_loop(opened, experts, loras, logs, should_stop)
+        loop = make_loop(
+            opened, experts, loras, logs, should_stop=should_stop, requests=requests or Requests()
+        )
         if wanted(config.plan.check_fit, here.device):
             check_fit(opened, loop.stepper)
         finished = loop.run()
@@ -116,7 +121,13 @@ def open_logs(opened: Opened, stack: contextlib.ExitStack) -> list[Log]:
 
 
 def make_loop(
-    opened: Opened, experts: Experts, loras: Loras, logs: list[Log], should_stop: ShouldStop
+    opened: Opened,
+    experts: Experts,
+    loras: Loras,
+    logs: list[Log],
+    *,
+    should_stop: ShouldStop,
+    requests: Requests,
 ) -> Loop:
     """Optimizer and loop, as the state left them."""
     config, state = opened.config, opened.state
@@ -158,6 +169,7 @@ def make_loop(
         position=position,
         emit=opened.emit,
         should_stop=should_stop,
+        requests=requests,
         workers=reader_threads(config.data.max_data_loader_n_workers, opened.training),
         most_refused=config.loop.max_nonfinite_steps,
         norm_limit=config.network.scale_weight_norms,

@@ -268,12 +268,9 @@ class Loop:
 
     def save_now(self) -> None:
         """A LoRA and a state because someone asked."""
-        if self.position.step == self.position.saved_at:
-            self.emit(
-                Note(
-                    text=f"Nothing to save now: no step was made since step {self.position.step}, which is saved."
-                )
-            )
+        step = self.position.step
+        if step == self.position.saved_at:
+            self.emit(Note(text=f"Nothing to save now: no step was made since step {step}, which is saved."))
         self.save_progress()
 
     def save_end(self) -> None:

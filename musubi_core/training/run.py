@@ -61,8 +61,8 @@ def train(
     """Train a LoRA. When `should_stop()` becomes true, the step is finished, LoRA and state are saved.
 
     spec: the architecture, when it is none of the registered ones. requests: how another thread asks for
-    something while this one trains. Raises MusubiError with a message for the user; what was trained until then
-    is saved first.
+    something while this one trains. Raises MusubiError with a message for the user; what was trained until
+    then is saved first.
     """
     config.check()
     if config.timesteps.show_timesteps:
@@ -73,6 +73,7 @@ def train(
         plan_run(config, spec, emit)
         return TrainResult()
     loop: Loop | None = None
+    requests = requests or Requests()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -88,9 +89,7 @@ def train(
         loras = attach_loras(opened, experts)
         stack.callback(loras.remove)
         logs = open_logs(opened, stack)
-        loop = make_loop(
-            opened, experts, loras, logs, should_stop=should_stop, requests=requests or Requests()
-        )
+        loop = make_loop(opened, experts, loras, logs, should_stop=should_stop, requests=requests)
         if wanted(config.plan.check_fit, here.device):
             check_fit(opened, loop.stepper)
         finished = loop.run()

@@ -13,8 +13,10 @@ from .core_link import bind_core
 
 
 def comfy_entrypoint() -> Any:
-    """What ComfyUI asks for its nodes."""
+    """What ComfyUI asks for its nodes, before it opens its port."""
     bind_core()
     from .extension import MusubiExtension
+    from .routes import add_routes
 
+    add_routes()
     return MusubiExtension()

@@ -60,6 +60,10 @@ class Job:
         self._news: dict[str, list[Any]] = {}
         self._updates, self._sent, self._waiting = 0, 0.0, False
 
+    def begin(self) -> None:
+        """Tell the pages that there is a new job: their first update of it."""
+        self._update(at_once=True)
+
     def emit(self, event: Event) -> None:
         """The Listener of the job. Never raises on Cancel: that is for `should_stop` to tell."""
         if isinstance(event, Progress):
@@ -155,8 +159,13 @@ class Job:
             }
 
     def whole(self) -> dict[str, Any]:
-        """The summary and all that was kept, for a page that has just been opened."""
+        """The summary and all that was kept, for a page that has just been opened.
+
+        What was not told yet is told first, so that no later update repeats what is in here.
+        """
         with self._lock:
+            if self._news:
+                self._update(at_once=True)
             return {
                 **self.summary(),
                 "curves": self._curves.rows(),
@@ -236,6 +245,7 @@ def job(
     link = link or ComfyLink()
     one = Job(str(unique_id), name, prompt_id, commands, link)
     _keep(one)
+    one.begin()
     try:
         yield one
     except BaseException as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from musubi_core.errors import ConfigError
+from musubi_core.models.compile_options import CompileOptions
 from musubi_core.networks.config import NetworkConfig
 from musubi_core.offload.config import SwapConfig
 from musubi_core.quantization.config import Fp8Options
-from musubi_core.training.options.compile import CompileOptions
 from musubi_core.training.options.data import DataOptions
 from musubi_core.training.options.logging import LoggingOptions
 from musubi_core.training.options.loop import LoopOptions

@@ -18,9 +18,9 @@ from musubi_core.data.training_set import TrainingSet
 from musubi_core.device.memory import empty_cache
 from musubi_core.device.precision import dtype_of
 from musubi_core.events import Listener, ShouldStop, ignore, never
+from musubi_core.models.compiling import backend_switches, compile_network
 from musubi_core.models.spec import ArchSpec
 from musubi_core.offload.experts import Experts
-from musubi_core.training.compiling import backend_switches, compile_network
 from musubi_core.training.config import TrainConfig
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Recipe

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from musubi_core.data.order import PlannedSample
+from musubi_core.models.compiling import Compiled
 from musubi_core.models.spec import ArchSpec
 from musubi_core.offload.experts import Experts
-from musubi_core.training.compiling import Compiled
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Prepared
 from musubi_core.training.learning_rates import LearningRates

@@ -150,7 +150,7 @@ def counted_by_torch(opened: Opened, prepared: Prepared) -> int:
 
 
 def _stepper(opened: Opened, experts: Any, loras: Any) -> Any:
-    from musubi_core.training.compiling import Compiled
+    from musubi_core.models.compiling import Compiled
     from musubi_core.training.gradients import FlatGradients
     from musubi_core.training.step import Stepper
 

@@ -21,13 +21,13 @@ from torch.utils._pytree import tree_leaves
 from musubi_core.data.batches import map_tensors
 from musubi_core.errors import TrainingError
 from musubi_core.events import ignore
+from musubi_core.models.compiling import Compiled
 from musubi_core.models.swapping import swapped
 from musubi_core.networks.network import Network
 from musubi_core.offload.activations import SMALLEST
 from musubi_core.offload.config import SwapConfig
 from musubi_core.offload.experts import Experts
 from musubi_core.quantization.fp8_linear import Fp8Linear
-from musubi_core.training.compiling import Compiled
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Prepared
 from musubi_core.training.loading import build_lora, load_model

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from musubi_core.config import nearest
 from musubi_core.errors import ConfigError
 from musubi_core.events import Listener, Warned, ignore
-from musubi_core.training.options.compile import CompileOptions
+from musubi_core.models.compile_options import CompileOptions
 
 T = TypeVar("T")
 DYNAMIC = {"auto": None, "true": True, "false": False}
@@ -38,7 +38,7 @@ class Compiled:
             return work()
         except (TorchDynamoException, ImportError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            self._emit(Warned(text=f"torch.compile failed, so training goes on without it, slower: {reason}"))
+            self._emit(Warned(text=f"torch.compile failed, so the run goes on without it, slower: {reason}"))
         for undo in self._undo:
             undo()
         self._undo = ()

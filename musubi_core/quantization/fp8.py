@@ -85,12 +85,13 @@ def quantise_rows(
 
 def dequantise(codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The weight that the codes stand for: the float32 product, rounded once to `dtype`. None: no scales."""
-    weight = codes.to(dtype)
     if scale is None:
-        return weight
+        return codes.to(dtype)
+    # A card multiplies the two types as they are. The processor would make float32 copies of both sides.
+    weight = codes.to(torch.float32 if codes.device.type == "cpu" else dtype)
     grouped = weight.unflatten(1, (scale.shape[1], -1)) if scale.ndim == 3 else weight
     grouped.mul_(scale if scale.ndim else scale.reshape([1] * weight.ndim))  # a bare number would be rounded
-    return weight
+    return weight.to(dtype)
 
 
 def relative_error(weight: Tensor, codes: Tensor, scale: Tensor | None) -> float:

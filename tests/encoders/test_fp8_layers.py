@@ -311,4 +311,5 @@ def test_loading_needs_little_more_memory_than_the_result(tmp_path, granularity)
     done = subprocess.run([sys.executable, "-c", MEMORY, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peak, size = json.loads(done.stdout)
-    assert size < peak <= 1.15 * size + weight.nbytes
+    # Memory that the first load gave back may be used again, so a little less than the size may be new.
+    assert 0.9 * size < peak <= 1.15 * size + weight.nbytes

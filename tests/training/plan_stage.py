@@ -24,7 +24,7 @@ from musubi_core.training.optimizers import build_optimizer
 from musubi_core.training.processes import Processes
 from musubi_core.training.state import RunState
 
-CAPTIONS = ("a red ball", "two cats asleep on a very long sofa, seen from above")
+CAPTIONS = ("a red ball", "two cats asleep on a very long sofa, seen from above", "rain", "a boat at sea")
 CPU = torch.device("cpu")
 
 
@@ -82,7 +82,7 @@ class Stage:
             epoch_batches=1,
         )
         quantiles = torch.full((count,), 0.5, dtype=torch.float64)
-        return training_pair(recipe, batch, quantiles=quantiles, noise_names=["a", "b"][:count])
+        return training_pair(recipe, batch, quantiles=quantiles, noise_names=list("abcd")[:count])
 
 
 def stage_of(spec: ArchSpec, folder: Path, *, clip: tuple[int, int, int] = (9, 64, 96)) -> Stage:
@@ -102,7 +102,7 @@ def stage_of(spec: ArchSpec, folder: Path, *, clip: tuple[int, int, int] = (9, 6
     pixels = torch.stack([noise(frames) for _ in CAPTIONS])
     controls = [[noise(frames) for _ in range(spec.latent.min_controls)] for _ in CAPTIONS]
     codec = spec.latents(request(spec.latent_options, files.vae)).open()
-    items = codec.encode(Pixels(frames=pixels, seeds=(1, 2), controls=controls))
+    items = codec.encode(Pixels(frames=pixels, seeds=range(len(CAPTIONS)), controls=controls))
     for text_pass in spec.texts(request(spec.text_options)):
         for item, tensors in zip(items, text_pass.open()(CAPTIONS), strict=True):
             item |= tensors

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from plan_stage import Stage, counted_by_torch, stage_of
@@ -20,9 +18,24 @@ WAYS = {
     "checkpointing": {"gradient_checkpointing": True},
     "bf16": {"mixed_precision": "bf16"},
     "fp8": {"fp8_base": True, "fp8_scaled": True, "mixed_precision": "bf16"},
+    "fp16": {"mixed_precision": "fp16", "gradient_checkpointing": True},
+    "plain fp8": {"fp8_base": True, "mixed_precision": "bf16", "gradient_checkpointing": True},
+    "fp8 by row": {
+        "fp8_base": True,
+        "fp8_scaled": True,
+        "fp8_granularity": "channel",
+        "gradient_checkpointing": True,
+    },
     "rank 32": {"network_dim": 32, "gradient_checkpointing": True, "mixed_precision": "bf16"},
     "dropout": {"network_dropout": 0.1, "network_args": ["module_dropout=0.1"]},
 }
+CROWDS = [  # the same with larger batches
+    ("plain", 2),
+    ("fp8", 2),
+    ("bf16", 3),
+    ("rank 32", 4),
+    ("plain fp8", 4),
+]
 
 
 @pytest.fixture(scope="module", params=list(SPECS))
@@ -31,7 +44,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return stage_of(spec, tmp_path_factory.mktemp(spec.name))
 
 
-@pytest.mark.parametrize(("way", "count"), list(itertools.product(WAYS, (1, 2))))
+@pytest.mark.parametrize(("way", "count"), [*((way, 1) for way in WAYS), *CROWDS])
 def test_predicted_memory_is_what_torch_allocates(stage: Stage, way: str, count: int):
     opened = stage.opened(**WAYS[way])
     prepared = stage.prepared(opened, count)
@@ -39,8 +52,6 @@ def test_predicted_memory_is_what_torch_allocates(stage: Stage, way: str, count:
     if way == "dropout":  # the prediction is for a step in which no adapter is left out
         opened = stage.opened(**WAYS[way] | {"network_args": []})
     counted = counted_by_torch(opened, prepared)
-    if (stage.spec.name, way, count) == ("hunyuan_video", "fp8", 1):
-        pytest.xfail(f"KNOWN GAP: {predicted} bytes are predicted and {counted} counted, 10.2 % more")
     assert predicted == pytest.approx(counted, rel=0.1)
 
 

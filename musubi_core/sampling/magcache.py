@@ -26,8 +26,7 @@ def nearest(ratios: Sequence[float], steps: int) -> tuple[float, ...]:
     """
     if steps == 1:
         return (ratios[-1],)
-    scale = (len(ratios) - 1) / (steps - 1)
-    return tuple(ratios[round(step * scale)] for step in range(steps))
+    return tuple(ratios[round(step * (len(ratios) - 1) / (steps - 1))] for step in range(steps))
 
 
 def always_computed(

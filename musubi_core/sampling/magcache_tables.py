@@ -90,6 +90,11 @@ def _table(entry: Any, where: str) -> RatioTable:
         if len(values) != steps:
             raise ConfigError(f"{where}: {branch!r} has {len(values)} ratios for {steps!r} steps.")
         ratios[branch] = checked_ratios([float(value) for value in values], where=f"{where}, {branch}")
+    experts, details = entry.get("experts", []), entry.get("details", {})
+    if not isinstance(experts, list) or not all(isinstance(name, str) for name in experts):
+        raise ConfigError(f'{where}: "experts" is {experts!r}; expected a list of texts.')
+    if not isinstance(details, dict):
+        raise ConfigError(f'{where}: "details" is {details!r}; expected a table.')
     words = {name: entry.get(name) for name in ("architecture", "variant")}
     for name, word in words.items():
         if not isinstance(word, str):
@@ -98,10 +103,10 @@ def _table(entry: Any, where: str) -> RatioTable:
         architecture=str(words["architecture"]),
         variant=str(words["variant"]),
         ratios=ratios,
-        experts=tuple(map(str, entry.get("experts", ()))),
+        experts=tuple(experts),
         recommended=_rule(entry.get("recommended"), where),
         source=str(entry.get("source", "")),
-        details=entry.get("details", {}),
+        details=details,
     )
 
 
@@ -109,7 +114,8 @@ def _rule(given: Any, where: str) -> SkipRule | None:
     if given is None:
         return None
     names = set(SkipRule.__slots__)
-    if not isinstance(given, dict) or set(given) != names:
+    numbers = isinstance(given, dict) and all(type(value) in (int, float) for value in given.values())
+    if not numbers or set(given) != names:
         raise ConfigError(f'{where}: "recommended" is {given!r}; expected {", ".join(sorted(names))}.')
     return SkipRule(**given)
 

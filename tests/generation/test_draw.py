@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_a_drawing_is_euler_over_the_velocity_of_the_network(tiny, name):
         x = start_noise(model.networks, conditions)
         conditioning = spec.sample_conditioning(batch, conditions.settings.guidance, options)
         times = flow_times(3, 3.0).tolist()
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        for t, t_next in pairwise(times):
             velocity = spec.predict(model.networks.at_work(0), x, torch.tensor([t]), conditioning, options)
             x = x + (t_next - t) * velocity
     torch.testing.assert_close(draw(model.networks, conditions), x, atol=1e-6, rtol=1e-6)
@@ -138,7 +139,7 @@ def test_a_scale_of_one_asks_once_and_a_rescale_gets_the_prompts_own_velocity(ti
         return cond
 
     usual = replace(model.spec.sampling, rescale=rescale)
-    networks = replace(model.networks, spec=replace(model.spec, sampling=usual))
+    networks = replace(model.networks, spec=replace(model.spec, sampling=usual, sampling_for=None))
     plain = draw(networks, model.conditions(cfg_scale=1.0))
     assert not seen
     rescaled = draw(networks, model.conditions(cfg_scale=4.0))

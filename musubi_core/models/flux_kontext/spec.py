@@ -10,8 +10,9 @@ from musubi_core.models.flux_kontext.keys import LORA_NAMES
 from musubi_core.models.flux_kontext.layer_names import DIFFUSERS, released
 from musubi_core.models.flux_kontext.options import LatentOptions, TextOptions, TrainOptions
 from musubi_core.models.flux_kontext.ratios import ratios_for
+from musubi_core.models.flux_kontext.sizes import nearest_size
 from musubi_core.models.lazy import lazily
-from musubi_core.models.spec import ArchSpec, ModelSpecCard, SamplingDefaults
+from musubi_core.models.spec import ArchSpec, ModelSpecCard, SamplingDefaults, TakenPictures
 from musubi_core.offload.groups import SwapRule, double_and_single
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ SPEC = ArchSpec(
     texts=lazily(f"{HERE}.text", "texts"),
     train_options=TrainOptions,
     training_input=lazily(f"{HERE}.inputs", "training_input"),
+    training_only=("guidance_scale",),
     predict=lazily(f"{HERE}.inputs", "predict"),
     blocks=_blocks,
     required_tensors=("latents", "latents_control", "t5_vec", "clip_l_pooler"),
@@ -69,9 +71,16 @@ SPEC = ArchSpec(
     lora_names=LORA_NAMES,
     network_modules=("networks.lora_flux", "networks.lora"),
     sampling=SamplingDefaults(
-        steps=28, shift=3.158, shift_for=lazily(f"{HERE}.inputs", "dynamic_shift"), guidance=2.5, fps=0.0
+        steps=28,
+        shift=3.158,
+        shift_for=lazily(f"{HERE}.inputs", "dynamic_shift"),
+        guidance=2.5,
+        fps=0.0,
+        pictures=TakenPictures(control_images=(0, None), control_size=nearest_size),
     ),
     sample_conditioning=lazily(f"{HERE}.inputs", "sample_conditioning"),
+    encode_pictures=lazily(f"{HERE}.drawing", "encode_pictures"),
+    noise=lazily(f"{HERE}.drawing", "noise"),
     ratios_for=ratios_for,
     released=released,
     diffusers_names=DIFFUSERS,

@@ -90,22 +90,32 @@ class VaeCodec:
         """
         _check_pictures(pixels)
         posterior = self._posterior(pixels.frames)
-        found = [{"latents": draw(posterior.mean, posterior.std, pixels.seeds)}]
-        for index, pictures in enumerate(zip(*pixels.controls, strict=True)):
-            colours = torch.stack([picture[..., :3] for picture in pictures])  # transparency is not encoded
-            found.append({control_name(index): self._posterior(colours).mode().float().cpu()})
-        scaled = {name: (tensor - SHIFT) * SCALE for part in found for name, tensor in part.items()}
-        for name, tensor in scaled.items():
-            if not torch.isfinite(tensor).all():
-                raise MusubiError(
-                    f"The VAE gave numbers that are not finite in {dtype_name(self._vae.dtype)}, for {name} "
-                    f"of pixels of shape {list(pixels.frames.shape)}. They were not cached. Try --vae_dtype "
-                    "bf16 or fp32."
-                )
+        controls = [list(pictures) for pictures in zip(*pixels.controls, strict=True)]
+        scaled = {"latents": self._scaled(draw(posterior.mean, posterior.std, pixels.seeds), "latents")}
+        scaled |= self.encode_controls(controls)
         return [
             {name: tensor[item].clone() for name, tensor in scaled.items()}
             for item in range(len(pixels.frames))
         ]
+
+    @torch.no_grad()
+    def encode_controls(self, controls: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """By control, by item (1, H, W, 3 or 4) uint8 -> `latents_control` (B, 16, h, w) and further ones."""
+        found = {}
+        for index, pictures in enumerate(controls):
+            colours = torch.stack([picture[..., :3] for picture in pictures])  # transparency is not encoded
+            name = control_name(index)
+            found[name] = self._scaled(self._posterior(colours).mode().float().cpu(), name)
+        return found
+
+    def _scaled(self, latents: Tensor, name: str) -> Tensor:
+        """As the network sees them. Raises MusubiError for numbers that are not finite."""
+        if not torch.isfinite(latents).all():
+            raise MusubiError(
+                f"The VAE gave numbers that are not finite in {dtype_name(self._vae.dtype)}, for {name} of "
+                f"shape {list(latents.shape)}. They were not cached. Try --vae_dtype bf16 or fp32."
+            )
+        return (latents - SHIFT) * SCALE
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

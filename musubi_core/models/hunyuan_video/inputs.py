@@ -35,10 +35,16 @@ def training_input(batch: Batch, options: TrainOptions) -> TrainingInput:
 
 
 def sample_conditioning(batch: Batch, guidance: float, options: TrainOptions) -> Conditioning:
-    """The conditioning of encoded prompts with `guidance` as users know it (6.0, not 6000)."""
+    """The conditioning of encoded prompts with `guidance` as users know it (6.0, not 6000).
+
+    A network that sees the first frame is shown `latents_image`, (B, 16, 1, H, W) as cached, if it is there.
+    """
     text = _text(batch)
     pooled = cast(Tensor, text["pooled"])
-    return {**text, "guidance": torch.full((len(pooled),), guidance * GUIDANCE_SCALE, device=pooled.device)}
+    found = {**text, "guidance": torch.full((len(pooled),), guidance * GUIDANCE_SCALE, device=pooled.device)}
+    if "latents_image" in batch:
+        found["first_frame"] = cast(Tensor, batch["latents_image"]).float() * LATENT_SCALE
+    return found
 
 
 def predict(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from musubi_core.config import LatentShape
+from musubi_core.models.hunyuan_video.defaults import USUAL, sampling_for
 from musubi_core.models.hunyuan_video.detect import detect, refuse
 from musubi_core.models.hunyuan_video.keys import LORA_NAMES
 from musubi_core.models.hunyuan_video.layer_names import DIFFUSERS, RELATED, released
 from musubi_core.models.hunyuan_video.options import LatentOptions, TextOptions, TrainOptions
 from musubi_core.models.hunyuan_video.ratios import ratios_for
 from musubi_core.models.lazy import lazily
-from musubi_core.models.spec import ArchSpec, ModelSpecCard, SamplingDefaults
+from musubi_core.models.spec import ArchSpec, ModelSpecCard
 from musubi_core.offload.groups import SwapRule, double_and_single
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ SPEC = ArchSpec(
     texts=lazily(f"{HERE}.text", "texts"),
     train_options=TrainOptions,
     training_input=lazily(f"{HERE}.inputs", "training_input"),
+    training_only=("guidance_scale", "guidance_multiplier"),
     predict=lazily(f"{HERE}.inputs", "predict"),
     blocks=_blocks,
     required_tensors=("latents", "llm", "llm_mask", "clipL"),
@@ -64,8 +66,11 @@ SPEC = ArchSpec(
     swap=SwapRule(lists=_swap_lists, share=double_and_single),
     lora_names=LORA_NAMES,
     network_modules=("networks.lora",),
-    sampling=SamplingDefaults(steps=50, shift=7.0, guidance=6.0, fps=24.0),
+    sampling=USUAL,
+    sampling_for=sampling_for,
     sample_conditioning=lazily(f"{HERE}.inputs", "sample_conditioning"),
+    encode_pictures=lazily(f"{HERE}.drawing", "encode_pictures"),
+    noise=lazily(f"{HERE}.drawing", "noise"),
     ratios_for=ratios_for,
     released=released,
     diffusers_names=DIFFUSERS,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from musubi_core.config import LatentShape
-from musubi_core.models.spec import SamplingDefaults
+from musubi_core.models.spec import SamplingDefaults, TakenPictures
+from musubi_core.models.wan.colours import WAN21
+from musubi_core.models.wan.negative import negative_prompt
 from musubi_core.models.wan.options import LatentOptions, TrainOptions
 from musubi_core.models.wan.released import RELEASED, SMALL_SHIFT_AREA
-from musubi_core.models.wan.tasks import TASKS
+from musubi_core.models.wan.tasks import TASKS, Task
 
+SAMPLERS = ("unipc", "dpm++", "vanilla")
 USUAL_TASK = "t2v-14B"  # musubi-tuner's default; all but ti2v-5B share its geometry
 
 
@@ -46,7 +49,8 @@ def _controls(options: LatentOptions) -> tuple[int, int]:
 
 def sampling_for(options: TrainOptions) -> SamplingDefaults:
     """The official settings of a task. Nothing of the family takes an embedded guidance scale."""
-    released = RELEASED[options.task or USUAL_TASK]
+    name = options.task or USUAL_TASK
+    released, task = RELEASED[name], TASKS[name]
 
     def shift_for(height: int, width: int) -> float:
         small = released.small_shift is not None and height * width <= SMALL_SHIFT_AREA
@@ -59,4 +63,22 @@ def sampling_for(options: TrainOptions) -> SamplingDefaults:
         guidance=1.0,
         cfg_scale=released.cfg_scale,
         fps=released.fps,
+        frames=released.frames,
+        takes_guidance=False,
+        negative_prompt=negative_prompt(last_frame=task.end),
+        samplers=SAMPLERS,
+        split_uncond=True,  # as the official programs ask; large clips leave no room for two at once
+        pictures=_pictures(task),
+        colours=None if task.small_latents else WAN21,
+    )
+
+
+def _pictures(task: Task) -> TakenPictures:
+    """The network for two frames wants both; any other that begins with a frame may be given a last one."""
+    image = 1 if task.start else 0
+    optional = task.start or task.start_optional or task.small_latents
+    return TakenPictures(
+        image=(image, int(optional)),
+        end_image=(int(task.end), int(task.start and not task.control)),
+        control_video=(int(task.control), int(task.control)),
     )

@@ -12,6 +12,7 @@ Legend: B items, F pixel frames (4k + 1), H x W pixels, f x h x w latents, C = 1
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,10 @@ FEATURES = torch.float16  # how CLIP's features are stored, whatever the latents
 def latents(request: EncoderRequest) -> LatentEncoding:
     """How to make latents with the VAE in `request.weights`. Reads headers, no weights."""
     options: LatentOptions = request.options or LatentOptions()
-    options.check()
+    if request.decodes_only:
+        options = replace(options, clip=None)
+    else:
+        options.check()
     path = request.weights
     if path is None:
         raise ConfigError(f"The VAE was not given. Set --vae to {WAN21.files}; for TI2V-5B {WAN22.files}.")
@@ -138,7 +142,7 @@ class WanCodec:
     def _clip_with_conditions(self, pixels: Pixels) -> dict[str, Tensor]:
         """Tensors by name, each with the batch axis B in front."""
         wants = self._wants
-        frames = self._signed(pixels.frames)
+        frames = self.signed(pixels.frames)
         count = frames.shape[2]
         known = [0, -1] if wants.end else [0]
         if wants.end and count == 1:
@@ -146,23 +150,41 @@ class WanCodec:
                 f"--task {self._options.task} learns clips between a first and a last frame, and an item is "
                 "a single picture. Give videos, or train pictures with --one_frame."
             )
-        found = {"latents": self._vae.encode(frames)}
+        found = {"latents": self.latents_of(frames)}
         if wants.start:
-            shown = self._vae.encode(with_unknown_frames(frames, known))
-            mask = frame_mask(count, known, height=shown.shape[3], width=shown.shape[4])
-            found["latents_image"] = _masked(mask.expand(len(shown), -1, -1, -1, -1), shown)
+            found["latents_image"] = self.known_frames(frames, known)
         if self._look is not None:
-            views = torch.stack([self._look(frames[:, :, index]) for index in known], dim=1)
-            found["clip"] = views if wants.end else views[:, 0]
+            found["clip"] = self.views(frames, known if wants.end else [0])
         if wants.control and (any(pixels.controls) or self._options.task is not None):
-            found["latents_control"] = self._vae.encode(self._signed(_control_clips(pixels)))
+            found["latents_control"] = self.latents_of(self.signed(_control_clips(pixels)))
         return found
+
+    def latents_of(self, frames: Tensor) -> Tensor:
+        """(B, 3, F, H, W) in -1..1 -> (B, C, f, h, w)."""
+        return self._vae.encode(frames)
+
+    def known_frames(self, frames: Tensor, known: Sequence[int]) -> Tensor:
+        """(B, 3, F, H, W) in -1..1 -> (B, 4 + C, f, h, w): the mask, and a clip with all others grey."""
+        shown = self._vae.encode(with_unknown_frames(frames, known))
+        mask = frame_mask(frames.shape[2], known, height=shown.shape[3], width=shown.shape[4])
+        return _masked(mask.expand(len(shown), -1, -1, -1, -1), shown)
+
+    @property
+    def sees(self) -> bool:
+        """Whether there is a CLIP for `views`."""
+        return self._look is not None
+
+    def views(self, frames: Tensor, known: Sequence[int]) -> Tensor:
+        """(B, 3, F, H, W) in -1..1 -> (B, P, D) of one frame, (B, n, P, D) of several."""
+        assert self._look is not None  # by `sees`
+        views = torch.stack([self._look(frames[:, :, index]) for index in known], dim=1)
+        return views if len(known) > 1 else views[:, 0]
 
     def _one_frame(self, pixels: Pixels) -> dict[str, Tensor]:
         """Controls and target as frames of one latent, in the order of their times, each encoded alone."""
         order = frame_order(pixels)
-        target = self._signed(pixels.frames)
-        controls = [self._signed(control) for control in _control_pictures(pixels)]
+        target = self.signed(pixels.frames)
+        controls = [self.signed(control) for control in _control_pictures(pixels)]
         pictures = [target if slot is None else controls[slot] for slot in order.slots]
         clean = [self._vae.encode(picture) for picture in pictures]
         grey = self._vae.encode(torch.zeros_like(target[:1])).expand_as(clean[0])
@@ -181,7 +203,7 @@ class WanCodec:
             found["clip"] = torch.stack(views, dim=1)
         return found
 
-    def _signed(self, frames: Tensor) -> Tensor:
+    def signed(self, frames: Tensor) -> Tensor:
         """(B, F, H, W, 3 or 4) uint8 -> (B, 3, F, H, W) in -1..1; transparency is not encoded."""
         return to_signed(frames[..., :3], device=self._vae.device, dtype=torch.float32)
 

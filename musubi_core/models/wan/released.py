@@ -17,7 +17,7 @@ EXPERT_HINTS = ("high_noise", "low_noise")  # in the names of Wan 2.2's files an
 class Released:
     """hidden: the network's width. boundary: the noise level between two experts, 0..1, None for one network.
 
-    steps, shift, cfg_scale, fps: of the official sampling. small_shift: of clips up to 832x480.
+    steps, shift, cfg_scale, frames, fps: of the official sampling. small_shift: of clips up to 832x480.
     high_cfg_scale: of the expert for high noise.
     """
 
@@ -28,6 +28,7 @@ class Released:
     cfg_scale: float = 5.0
     high_cfg_scale: float | None = None
     boundary: float | None = None
+    frames: int = 81
     fps: float = 16.0
 
 
@@ -37,7 +38,7 @@ _IMAGE_14B = Released(hidden=5120, steps=40, small_shift=3.0)
 RELEASED: dict[str, Released] = {
     "t2v-1.3B": _TEXT_1B,
     "t2v-14B": _TEXT_14B,
-    "t2i-14B": _TEXT_14B,
+    "t2i-14B": Released(hidden=5120, frames=1),
     "i2v-14B": _IMAGE_14B,
     "flf2v-14B": _IMAGE_14B,
     "t2v-1.3B-FC": _TEXT_1B,
@@ -47,7 +48,7 @@ RELEASED: dict[str, Released] = {
         hidden=5120, steps=40, shift=12.0, cfg_scale=3.0, high_cfg_scale=4.0, boundary=0.875
     ),
     "i2v-A14B": Released(hidden=5120, steps=40, cfg_scale=3.5, high_cfg_scale=3.5, boundary=0.9),
-    "ti2v-5B": Released(hidden=3072, fps=24.0),
+    "ti2v-5B": Released(hidden=3072, frames=121, fps=24.0),
 }
 
 

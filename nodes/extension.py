@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .caches.nodes import CacheLatents, CacheText
 from .dataset.from_images import ImagesDataset
 from .dataset.report import DatasetReport
 from .dataset.sources import (
@@ -15,6 +16,10 @@ from .dataset.sources import (
 )
 from .folders import register_folders
 from .models.training_model import TrainingModelNode
+from .training.groups import Memory, Network, Optimizer, Saving
+from .training.quick_start import QuickStart
+from .training.timesteps import Timesteps
+from .training.train import PlanTraining, TrainLora
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     ImageFolderDataset,
@@ -25,6 +30,16 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     CombineDatasets,
     DatasetReport,
     TrainingModelNode,
+    CacheLatents,
+    CacheText,
+    Network,
+    Optimizer,
+    Timesteps,
+    Memory,
+    Saving,
+    PlanTraining,
+    TrainLora,
+    QuickStart,
 )
 
 

@@ -152,6 +152,8 @@ def _number(info: OptionInfo, default: Any) -> Any:
             default=int(default or 0),
             min=-MOST_INT if low is None else int(low),
             max=most if high is None else min(int(high), most),
+            # A page would choose another seed after each queueing, and a cancelled run could not go on.
+            control_after_generate=False,
             **more(info),
         )
     return io.Float.Input(

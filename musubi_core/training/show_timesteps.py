@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from musubi_core.training.loss import loss_weights
 from musubi_core.training.options.timesteps import TimestepOptions
 from musubi_core.training.timesteps import draw
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 DRAWS = 100_000
 BINS = 1000
 LATENT = 128  # side of the latent of a 1024 x 1024 picture
@@ -22,12 +26,13 @@ PER_LINE, WIDTH = 25, 64  # of the text form
 
 def show_timesteps(options: TimestepOptions, picture: Path, emit: Listener) -> None:
     """Emit the text form, or write a picture to `picture`, as options.show_timesteps says."""
-    counts = histogram(options)
     if options.show_timesteps == "image":
-        _draw(options, counts, picture)
+        image = plot(options)
+        with replace_file(picture) as file:
+            image.save(file, format="PNG")
         emit(FileWritten(path=picture, what="timestep distribution"))
     else:
-        emit(Note(text="\n".join(text_lines(counts, bin_weights(options)))))
+        emit(Note(text="\n".join(text_lines(histogram(options), bin_weights(options)))))
 
 
 def histogram(options: TimestepOptions) -> Tensor:
@@ -55,11 +60,10 @@ def text_lines(counts: Tensor, weights: Tensor) -> list[str]:
     return lines
 
 
-def _draw(options: TimestepOptions, counts: Tensor, path: Path) -> None:
+def plot(options: TimestepOptions) -> Image:
+    """The share of the draws in each of 200 bins, as a picture."""
     from musubi_core.pictures.plot import bars
 
-    shares = (counts.double().reshape(-1, 5).sum(1) / DRAWS).tolist()
+    shares = (histogram(options).double().reshape(-1, 5).sum(1) / DRAWS).tolist()
     title = f"{options.timestep_sampling}: share of the noise levels (0 clean, 1000 pure noise)"
-    image = bars(shares, title=title, x_low=0, x_high=BINS, x_label="timestep")
-    with replace_file(path) as file:
-        image.save(file, format="PNG")
+    return bars(shares, title=title, x_low=0, x_high=BINS, x_label="timestep")

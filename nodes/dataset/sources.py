@@ -37,7 +37,7 @@ class _FolderName:
         return io.String.Input(info.name, default="", **about)
 
     def value(self, text: str, info: OptionInfo) -> Any:
-        raise NotImplementedError("folders of datasets are checked in `tables`")
+        raise TypeError(f"{info.name} is checked in `tables`")
 
 
 _FOLDERS: dict[str, Chooser] = {
@@ -57,7 +57,8 @@ def choice(name: str, options: list[str], tooltip: str) -> Any:
     return io.Combo.Input(name, options=options, default=options[0], tooltip=tooltip)
 
 
-def _folder_input(what: str) -> Any:
+def folder_input(what: str) -> Any:
+    """A folder of media."""
     tooltip = (
         f"Folder of {what} below ComfyUI's input folder, each with a caption beside it: cat.png and cat.txt."
     )
@@ -110,7 +111,7 @@ class ImageFolderDataset(io.ComfyNode):
             category=CATEGORY,
             description="Pictures of a folder with their captions, as data to train on.",
             search_aliases=aliases("load images", "training data", "dataset folder", "kohya"),
-            inputs=[_folder_input("pictures"), *dataset_inputs(IMAGE_KEYS)],
+            inputs=[folder_input("pictures"), *dataset_inputs(IMAGE_KEYS)],
             outputs=[DatasetType.Output("dataset", tooltip="To Cache Latents and Cache Text.")],
         )
 
@@ -136,7 +137,7 @@ class VideoFolderDataset(io.ComfyNode):
             category=CATEGORY,
             description="Clips cut from the videos of a folder with their captions, as data to train on.",
             search_aliases=aliases("load videos", "training data", "dataset folder", "clips"),
-            inputs=[_folder_input("videos"), *dataset_inputs(VIDEO_KEYS)],
+            inputs=[folder_input("videos"), *dataset_inputs(VIDEO_KEYS)],
             outputs=[DatasetType.Output("dataset", tooltip="To Cache Latents and Cache Text.")],
         )
 

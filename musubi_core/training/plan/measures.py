@@ -37,12 +37,16 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """One measure on top of those before it. needed: bytes of device memory with all of them."""
+    """One measure on top of those before it. needed: bytes of device memory with all of them.
+
+    config: the run with all of them, as far as they are settings; None once smaller data is among them.
+    """
 
     text: str
     cost: str
     saved: int
     needed: int
+    config: TrainConfig | None = None
 
     def __str__(self) -> str:
         return f"{self.text} (-{amount(self.saved)}, {self.cost})"
@@ -80,8 +84,9 @@ def cheapest(
         if found is None or after.needed >= memory.needed:
             continue
         saved = memory.needed - after.needed
-        yield Suggestion(text=found[0], cost=found[1], saved=saved, needed=after.needed)
         trial, memory = found[2], after
+        config = trial.opened.config if trial.shrink == AS_IS else None
+        yield Suggestion(text=found[0], cost=found[1], saved=saved, needed=memory.needed, config=config)
 
 
 def _checkpoint(trial: Trial) -> Found:

@@ -13,6 +13,7 @@ from musubi_core.data.batches import load_batch
 from musubi_core.data.order import BatchPlan
 from musubi_core.device.memory import card_memory
 from musubi_core.device.precision import dtype_of
+from musubi_core.errors import ConfigError
 from musubi_core.events import Listener, Note, ignore
 from musubi_core.models.spec import ArchSpec
 from musubi_core.training.config import TrainConfig
@@ -75,6 +76,22 @@ def plan_run(config: TrainConfig, spec: ArchSpec | None = None, emit: Listener =
         plan = plan_opened(open_run(config, spec, here, emit if here.main else ignore))
         emit(Note(text=plan.text()))
         return plan
+
+
+def fitted(config: TrainConfig, spec: ArchSpec | None = None, emit: Listener = ignore) -> TrainConfig:
+    """The run with the cheapest settings that keep to its limit: --vram_limit, else the memory of the card.
+
+    Raises ConfigError with the plan when no settings do, so that the data would have to be smaller.
+    """
+    plan = plan_run(config, spec, emit)
+    if plan.fits:
+        return config
+    enough = [one.config for one in plan.suggestions if plan.limit is None or one.needed <= plan.limit]
+    if not enough or enough[0] is None:
+        raise ConfigError(
+            f"No settings make this run fit; it needs smaller pictures or shorter clips.\n{plan.text()}"
+        )
+    return enough[0]
 
 
 def plan_opened(opened: Opened, *, advise: bool = True) -> Plan:

@@ -1,0 +1,1 @@
+"""Nodes that encode media and captions once, ahead of training."""

@@ -1,0 +1,1 @@
+"""Nodes that set up, plan and run a training."""

@@ -13,6 +13,7 @@ from musubi_core.models.spec import ArchSpec, Expert, SamplingDefaults
 SMALL = 256  # pixels: width and height where none are given, as in musubi-tuner
 MOST_STEPS = 1000
 MOST_SEED = 2**64 - 1
+MOST = 1000  # of a scale or a shift: more is a slip
 KINDS = {
     "image": "start picture (--i)",
     "end_image": "last picture (--ei)",
@@ -97,12 +98,10 @@ def settle_prompt(
 
 def _check(prompt: Prompt, usual: SamplingDefaults) -> None:
     """Raises ConfigError for numbers out of range, foreign samplers, and pictures too few or too many."""
-    limits = {
-        "seed": (prompt.seed, 0, MOST_SEED),
-        "guidance": (prompt.guidance, 0, float("inf")),
-        "flow_shift": (prompt.flow_shift, 0, float("inf")),
-    }
-    for name, (value, least, most) in limits.items():
+    limits = {"seed": (0, MOST_SEED), "guidance": (0, MOST), "flow_shift": (0, MOST)}
+    limits |= dict.fromkeys(("cfg_scale", "cfg_scale_high"), (-MOST, MOST))
+    for name, (least, most) in limits.items():
+        value = getattr(prompt, name)
         if value is not None and not least <= value <= most:
             raise ConfigError(f"{name} is {value} in {_quoted(prompt)}; expected {least} to {most}.")
     if prompt.sampler is not None and prompt.sampler not in usual.samplers:

@@ -15,6 +15,7 @@ __all__ = [
     "host_memory",
     "memory_in_use",
     "pick_device",
+    "usual_precision",
 ]
 
 _DTYPES = {
@@ -51,6 +52,13 @@ def autocast_dtype(mixed_precision: str) -> torch.dtype | None:
     if mixed_precision not in ("fp16", "bf16"):
         raise ConfigError(f"mixed_precision is {mixed_precision!r}; choose no, fp16 or bf16.")
     return _DTYPES[mixed_precision]
+
+
+def usual_precision(device: torch.device) -> str:
+    """What is computed in unless someone says otherwise: bf16 on a GPU, fp16 where it has none, else full."""
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def pick_device(text: str | None = None) -> torch.device:

@@ -6,7 +6,7 @@ outside the core: nothing here assumes that the network is one of our own classe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -70,6 +70,7 @@ class EncoderRequest:
     dtype: torch.dtype | None  # None: the architecture's own default
     options: Any  # an instance of ArchSpec.latent_options or .text_options
     weights: Path | None = None  # --vae; text encoders name their files in `options`
+    decodes_only: bool = False  # a VAE for drawings: nothing is encoded, so what only encoding needs may lack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +324,8 @@ class ArchSpec:
     settle: Callable[[Path, Any], Any] = _as_given
     # (--dit, settled train options) -> the networks, lowest noise first
     experts: Callable[[Path, Any], tuple[Expert, ...]] = single_expert
+    # options of the three kinds that drawing has no use for
+    training_only: tuple[str, ...] = ()
     # train options that change no number, so that a resumed run may have others
     harmless: tuple[str, ...] = ()
     # (shapes of an item's cached tensors by name, settled train options) -> why it cannot be trained on, in
@@ -337,11 +340,11 @@ class ArchSpec:
     # why `detect` turned a header down, for messages: "it holds a VAE. Expected ..."
     refuse: Callable[[Header], str] = _no_reason
 
-    # MagCache, None: not offered. (settled train options, conditioning, (height, width) of the latent) ->
-    # which of the measured ratios fit, e.g. "t2v-14B". Where it is given, `predict` heeds `through` in its
-    # conditioning: a callable that gets the walk through all blocks and the tokens of the picture (B, L, D)
-    # that enter the first block, and returns those that leave the last one.
-    ratios_for: Callable[[Any, Conditioning, tuple[int, int]], str] | None = None
+    # MagCache, None: not offered. (settled train options, canonical names of the pictures given, (height,
+    # width) of the latent) -> which of the measured ratios fit, e.g. "t2v-14B". Where it is given, `predict`
+    # heeds `through` in its conditioning: a callable that gets the walk through all blocks and the tokens of
+    # the picture (B, L, D) that enter the first one, and returns those that leave the last one.
+    ratios_for: Callable[[Any, Collection[str], tuple[int, int]], str] | None = None
 
     # files of LoRAs: names and shapes of the released network's parameters (the largest where there are
     # several); what diffusers calls its layers; other architectures that take its LoRAs under other names

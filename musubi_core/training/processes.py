@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from musubi_core.device.precision import pick_device
+from musubi_core.device.precision import pick_device, usual_precision
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -97,19 +97,13 @@ def join_processes(precision: str | None, timeout_minutes: int | None = None) ->
             device=state.device,
             index=state.process_index,
             count=state.num_processes,
-            precision=precision or os.environ.get("ACCELERATE_MIXED_PRECISION") or _usual(state.device),
+            precision=precision or os.environ.get("ACCELERATE_MIXED_PRECISION") or usual_precision(state.device),
         )
     finally:
         if not before:
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
             PartialState._reset_state()
-
-
-def _usual(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 @contextlib.contextmanager

@@ -49,17 +49,20 @@ comfy.options.enable_args_parsing()
 """
 
 
-@pytest.fixture(params=comfyui_folders() or [None], ids=str)
-def in_comfyui(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Any]:
-    """Runs Python code in a real ComfyUI, in a process of its own, and returns the JSON printed last."""
+@pytest.fixture(params=comfyui_folders() or [None], ids=str, scope="module")
+def comfyui(request: pytest.FixtureRequest) -> Callable[[str, Path], Any]:
+    """Runs Python code in a real ComfyUI, in a process of its own, and returns the JSON printed last.
+
+    (code, folder for the script) -> JSON. For fixtures that many tests share: a start takes seconds.
+    """
     folder: Path | None = request.param
     if folder is None:
         pytest.skip("NOT TESTED: no ComfyUI found; set COMFYUI_PATH to its folder")
     own = [folder / "venv" / "bin" / "python", folder / "venv" / "Scripts" / "python.exe"]
     python = next((path for path in own if path.is_file()), Path(sys.executable))
 
-    def run(code: str) -> Any:
-        script = tmp_path / "in_comfyui.py"
+    def run(code: str, place: Path) -> Any:
+        script = place / "in_comfyui.py"
         script.write_text(COMFYUI_START.format(folder=str(folder)) + code, encoding="utf-8")
         done = subprocess.run(
             [str(python), str(script)], capture_output=True, text=True, timeout=300, check=False
@@ -68,3 +71,9 @@ def in_comfyui(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str]
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
+
+
+@pytest.fixture
+def in_comfyui(comfyui: Callable[[str, Path], Any], tmp_path: Path) -> Callable[[str], Any]:
+    """`comfyui` with the test's own folder."""
+    return lambda code: comfyui(code, tmp_path)

@@ -44,7 +44,7 @@ def merge_into_model(
     """Write the model with every change added; all else is copied. Returns False when stopped."""
     assert config.dit is not None
     with open_base(config.dit, config.architecture) as base:
-        additions = _additions(config, sources, base)
+        additions = additions_to(base, sources, config.multipliers)
         infos = _infos(config, base)
         done = 0
 
@@ -54,7 +54,7 @@ def merge_into_model(
                 raise _Stopped
             done += 1
             emit(Progress(stage="merge", done=done, total=len(infos), text=name))
-            return _merged(base, name, additions.get(name, ()), getattr(torch, infos[name].dtype))
+            return merged(base, name, additions.get(name, ()), getattr(torch, infos[name].dtype))
 
         metadata = {k: v for k, v in base.checkpoint.metadata.items() if not k.startswith("sshs_")}
         named = zip(config.lora_weight, config.multipliers, strict=True)
@@ -82,8 +82,11 @@ def _infos(config: MergeConfig, base: BaseModel) -> dict[str, TensorInfo]:
     return found
 
 
-def _merged(base: BaseModel, name: str, additions: Sequence[Addition], dtype: torch.dtype) -> Tensor:
-    """One tensor of the output. Untouched ones keep their bits where the format stays."""
+def merged(base: BaseModel, name: str, additions: Sequence[Addition], dtype: torch.dtype) -> Tensor:
+    """One tensor of the file with its additions. Untouched ones keep their bits where the format stays.
+
+    Raises BadFileError when the sum is not finite in `dtype`.
+    """
     if not additions:
         if is_fp8(base.checkpoint, name):
             return read_unscaled(base.checkpoint, name).to(dtype)
@@ -97,17 +100,17 @@ def _merged(base: BaseModel, name: str, additions: Sequence[Addition], dtype: to
     if not rounded.isfinite().all():
         raise BadFileError(
             f"{name} would hold NaN or infinity after the merge as {str(dtype).removeprefix('torch.')}. Use "
-            "another save_precision, or look for the damaged file. Nothing was written."
+            "another number format, or look for the damaged file. Nothing was written."
         )
     return rounded
 
 
-def _additions(
-    config: MergeConfig, sources: Sequence[LoraSource], base: BaseModel
+def additions_to(
+    base: BaseModel, sources: Sequence[LoraSource], multipliers: Sequence[float]
 ) -> dict[str, list[Addition]]:
     """{name in the file: what is added to it}. Raises BadFileError for anything that has no place."""
     found: dict[str, list[Addition]] = {}
-    for source, multiplier in zip(sources, config.multipliers, strict=True):
+    for source, multiplier in zip(sources, multipliers, strict=True):
         base.require([record.base for record in source.records], source.path)
         seen: dict[str, str] = {}
         for record in source.records:

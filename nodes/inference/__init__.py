@@ -1,0 +1,1 @@
+"""Nodes around ComfyUI's own sampling: models in scaled fp8, and MagCache."""

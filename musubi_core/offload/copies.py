@@ -24,6 +24,10 @@ class Copies(Protocol):
         """What is computed from now on finds the copy done."""
         ...
 
+    def finish(self, ticket: Any) -> None:
+        """The caller waits until the source has been read."""
+        ...
+
     def close(self) -> None:
         """Wait for every copy, then free what belongs to them."""
         ...
@@ -40,6 +44,9 @@ class DirectCopies:
 
     def wait(self, ticket: Event) -> None:
         self._stream.wait(ticket)
+
+    def finish(self, ticket: Event) -> None:
+        self._stream.finish(ticket)
 
     def close(self) -> None:
         self._stream.finish()
@@ -63,6 +70,9 @@ class StagedCopies:
 
     def wait(self, ticket: Future[Event]) -> None:
         self._stream.wait(ticket.result())
+
+    def finish(self, ticket: Future[Event]) -> None:
+        self._stream.finish(ticket.result())
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

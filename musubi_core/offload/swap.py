@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from musubi_core.offload.exchange import Exchange, update
 from musubi_core.offload.groups import spread
 from musubi_core.offload.ring import Ring
 
@@ -16,17 +17,27 @@ Lists = Sequence[Sequence[nn.Module]]  # lists of equal blocks, in the order in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
-    """The rings of one network. Empty when nothing is swapped."""
+    """The rings of one network, and the exchanges of those whose weights are trained.
+
+    Empty when nothing is swapped.
+    """
 
     rings: tuple[Ring, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
 
     @property
     def copied(self) -> int:
         """Blocks brought to the device so far."""
         return sum(ring.copied for ring in self.rings)
 
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """`optimizer.step()` with the device's help for swapped weights that are trained; see `exchange`."""
+        update(optimizer, self.exchanges)
+
     def release(self) -> None:
         """End swapping: swapped weights stay in host memory. Calling it again does nothing."""
+        for exchange in self.exchanges:
+            exchange.release()
         for ring in self.rings:
             ring.release()
 
@@ -48,15 +59,17 @@ def swap(
 ) -> Swap:
     """Stream counts[i] evenly spaced blocks of lists[i] through `ring` device buffers each.
 
-    Their parameters must be frozen; those of the other blocks must be on the device already.
+    The parameters of the other blocks must be on the device already.
     """
-    return Swap(
-        rings=tuple(
-            Ring(blocks, slots=ring, device=device, pinned=pinned)
-            for blocks in streamed(lists, counts)
-            if blocks
-        )
-    )
+    rings: list[Ring] = []
+    exchanges: list[Exchange] = []
+    for blocks in filter(None, streamed(lists, counts)):
+        if any(weight.requires_grad for block in blocks for weight in block.parameters()):
+            exchanges.append(Exchange(blocks, slots=ring, device=device, pinned=pinned))
+            rings.append(exchanges[-1].ring)
+        else:
+            rings.append(Ring(blocks, slots=ring, device=device, pinned=pinned))
+    return Swap(rings=tuple(rings), exchanges=tuple(exchanges))
 
 
 def streamed(lists: Lists, counts: Sequence[int]) -> list[list[nn.Module]]:

@@ -105,3 +105,26 @@ def test_activations_in_host_memory_change_no_bit_on_a_card(card):
 
     found = [offloaded(seed) for seed in range(8)]
     assert all(equal(one, numbers(plain, card, seed)) for seed, one in enumerate(found))
+
+
+def test_full_training_with_swap_gives_the_bits_of_training_without_on_a_card(card):
+    found = []
+    for swapping in (False, True):
+        model = layered(BLOCKS, hidden=HIDDEN).requires_grad_(True)
+        on_card(model, card, but=range(BLOCKS) if swapping else ())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        held = swap([list(model.blocks)], [BLOCKS if swapping else 0], ring=2, device=card)
+        for seed in range(4):
+            numbers(model, card, seed)
+            if seed % 2:  # of two passes added up
+                held.update(optimizer)
+                optimizer.zero_grad()
+        found.append([weight.detach().cpu() for weight in model.parameters()])
+        if swapping:
+            assert all(block.up.weight.device.type == "cpu" for block in model.blocks)
+            assert all(
+                value.device.type == "cpu" or not value.ndim
+                for block in model.blocks
+                for value in optimizer.state[block.up.weight].values()
+            )
+    assert equal(*found)

@@ -77,7 +77,7 @@ def logged(log: list[str], *, slots: int) -> nn.Module:
     model = layered(4)
     ring = streamed(model, slots=slots)
     start = ring._copies.start
-    masters = [block.master for block in ring._blocks]
+    masters = [block.master for block in ring.streamed]
 
     def noted(slot, target, source, after):
         log.append(f"c{next(rank for rank, master in enumerate(masters) if master is source)}")
@@ -272,7 +272,7 @@ def test_copies_through_a_thread_give_the_same_numbers():
     plain, model = layered(), layered()
     ring = streamed(model, slots=2)
     stream = CopyStream(CPU)
-    size = max(len(block.master) for block in ring._blocks)
+    size = max(len(block.master) for block in ring.streamed)
     ring._copies = StagedCopies(stream, size=size, slots=2)
     for seed in range(3):
         assert equal(numbers(model, seed), numbers(plain, seed))

@@ -2,15 +2,14 @@
 
 ComfyUI would add a LoRA to the weight and round the sum to 8 bits again, which loses part of the LoRA
 (measured: 12 % of its effect). It has another way, for weights that do not fit the card: functions that
-change a weight while it is used. Here all patches of 8-bit weights go that way, whether they are loaded whole,
-in part, or page by page, so the codes never change and there is nothing to undo.
+change a weight while it is used. Here all patches of 8-bit weights go that way, whether they are loaded
+whole, in part, or page by page, so the codes never change and there is nothing to undo.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any
 
 import comfy.lora
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from .fp8_layout import is_scaled_fp8
 
 Patches = Mapping[str, list[Any]]  # name of a weight -> ComfyUI's patches of it
+_CLASSES: dict[type, type] = {}
 
 
 class PatchInUse:
@@ -134,6 +134,8 @@ def with_patches_in_use(patcher: Any) -> Any:
     return patcher
 
 
-@cache
-def _class_for(base: Any) -> type:
-    return type(base.__name__, (_PatchesInUse, base), {})
+def _class_for(base: type) -> type:
+    """One class for each class of ComfyUI's: patchers are compared by class in places."""
+    if base not in _CLASSES:
+        _CLASSES[base] = type(base.__name__, (_PatchesInUse, base), {})
+    return _CLASSES[base]

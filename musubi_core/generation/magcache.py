@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+
+from torch import Tensor
 
 from musubi_core.events import FileWritten, Listener, Note, Warned
 from musubi_core.files.replace import write_text
-from musubi_core.models.spec import ArchSpec, Conditioning
+from musubi_core.generation.conditions import Conditions
+from musubi_core.generation.networks import Networks, sides
+from musubi_core.sampling.evaluation import Ask, Evaluation, VelocityWrapper
 from musubi_core.sampling.magcache import always_computed, nearest, skip_plan
-from musubi_core.sampling.magcache_calibration import BranchMeasures, doubts, measured_table
+from musubi_core.sampling.magcache_calibration import doubts, measured_table
 from musubi_core.sampling.magcache_config import BRANCHES, MagCacheConfig, SkipRule
 from musubi_core.sampling.magcache_run import CalibrationRun, MagCacheRun
 from musubi_core.sampling.magcache_tables import (
@@ -23,58 +26,28 @@ from musubi_core.sampling.magcache_tables import (
     table_for,
     tables_text,
 )
-from musubi_core.sampling.through import Through, straight
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
-    """What is about to be drawn, as far as it decides which ratios fit and where skipping starts.
-
-    latent: its shape (C, ..., H, W). times: of the steps, 0..1. serving: the name of the network that answers
-    each of them.
-    """
-
-    latent: tuple[int, ...]
-    conditioning: Conditioning
-    times: tuple[float, ...]
-    serving: tuple[str, ...]
-
-
-class Caching(Protocol):
-    """What a drawing asks while MagCache is on. Each branch of guidance is then asked by itself."""
-
-    def begin(self, drawn: Drawn) -> None:
-        """Before the first step."""
-
-    def through(self, branch: str, step: int) -> Through:
-        """How the tokens of a branch get through the network's blocks: conditioning["through"]."""
-        ...
+TIME_DIGITS = 6
 
 
 @contextmanager
 def magcache(
-    config: MagCacheConfig, spec: ArchSpec, options: Any, *, folder: Path, tell: Listener
-) -> Iterator[Caching | None]:
-    """MagCache for one drawing; None where it is off.
+    config: MagCacheConfig, networks: Networks, conditions: Conditions, *, folder: Path, tell: Listener
+) -> Iterator[VelocityWrapper | None]:
+    """What `draw` is to be wrapped in; None where every step is computed anyway.
 
-    options: settled train options of `spec`. folder: where a calibration run puts its file, named after the
-    model and the number of steps, when the drawing is done. Raises ConfigError for unreadable ratios.
+    folder: where a calibration run puts its file, named after the model and the number of steps, when the
+    drawing is done. Raises ConfigError for ratios that cannot be read.
     """
-    if config.on and spec.ratios_for is None:
-        tell(Warned(text=f"MagCache is not offered for {spec.name}; every step is computed."))
-    if not config.on or spec.ratios_for is None:
+    wrapper = _wrapper(config, networks, conditions, folder, tell)
+    if wrapper is None:
         yield None
         return
-    run: _Skipping | _Measuring
-    if config.magcache_calibration:
-        run = _Measuring(spec, options, folder, tell)
-    else:
-        run = _Skipping(config, spec, options, tell)
     try:
-        yield run
-        run.finish()
+        yield wrapper
+        wrapper.finish()
     finally:
-        run.clear()
+        wrapper.clear()
 
 
 def ratio_tables(config: MagCacheConfig) -> tuple[RatioTable, ...]:
@@ -88,31 +61,96 @@ def ratio_tables(config: MagCacheConfig) -> tuple[RatioTable, ...]:
     return shipped_tables() if source.file is None else read_tables(source.file)
 
 
+def _wrapper(
+    config: MagCacheConfig, networks: Networks, conditions: Conditions, folder: Path, tell: Listener
+) -> _Skipping | _Measuring | None:
+    spec = networks.spec
+    if not config.on:
+        return None
+    if spec.ratios_for is None:
+        tell(Warned(text=f"MagCache is not offered for {spec.name}; every step is computed."))
+        return None
+    height, width = conditions.size[-2:]
+    variant = spec.ratios_for(networks.options, tuple(conditions.pictures), (height, width))
+    if config.magcache_calibration:
+        if config.magcache_mag_ratios is not None:
+            tell(Note(text="--magcache_calibration measures every step; --magcache_mag_ratios is not used."))
+        return _Measuring(spec.name, variant, conditions, folder=folder, tell=tell)
+    serving = [networks.experts[side].name for side in sides(conditions.settings, networks.experts)]
+    table = _table(config, spec.name, variant, len(serving), tell)
+    if table is None:
+        return None
+    plan = _Plan.of(table, config.rule, serving)
+    tell(Note(text=plan.words()))
+    # A run that would skip nothing is not even asked branch by branch: a batch of both may round differently.
+    return _Skipping(plan, tell) if any(plan.skips) else None
+
+
+def _table(
+    config: MagCacheConfig, architecture: str, variant: str, steps: int, tell: Listener
+) -> RatioTable | None:
+    """The ratios that the options name for this model; None, said, where there are none."""
+    source = config.source
+    if source is not None and source.lists:
+        given = dict(zip(BRANCHES, source.lists, strict=False))
+        return RatioTable(architecture=architecture, variant="as you gave them", ratios=given)
+    table = table_for(ratio_tables(config), architecture, variant, steps)
+    if table is None:
+        where = f"in {source.file}" if source is not None and source.file else "that are shipped"
+        tell(
+            Warned(
+                text=f"Among the magnitude ratios {where} are none for {architecture} {variant}: MagCache is "
+                "off, every step is computed. Measure them with --magcache_calibration."
+            )
+        )
+    return table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """Ratios brought to the steps of a drawing. computed, skips: see `sampling.magcache`, of the prompt."""
+
+    table: RatioTable
+    rule: SkipRule
+    computed: tuple[bool, ...]
+    skips: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, table: RatioTable, rule: SkipRule, serving: Sequence[str]) -> _Plan:
+        """serving: for every step the name of the network that answers it."""
+        computed = always_computed(serving, rule.retention, table.experts or None)
+        skips = skip_plan(nearest(table.of(FIRST_BRANCH), len(serving)), rule, computed)
+        return cls(table=table, rule=rule, computed=computed, skips=skips)
+
+    def run(self) -> MagCacheRun:
+        steps = len(self.computed)
+        return MagCacheRun(lambda branch: nearest(self.table.of(branch), steps), self.rule, self.computed)
+
+    def words(self) -> str:
+        text = (
+            f"MagCache: {sum(self.skips)} of {len(self.skips)} steps will be skipped, by the ratios "
+            f"{self.table.name}."
+        )
+        advised = self.table.recommended
+        if advised is not None and advised != self.rule:
+            text += (
+                f" Whoever measured them used --magcache_threshold {advised.threshold:g} "
+                f"--magcache_k {advised.k} --magcache_retention_ratio {advised.retention:g}."
+            )
+        return text
+
+
 class _Skipping:
     """Lets tokens pass by the blocks where the ratios allow it."""
 
-    def __init__(self, config: MagCacheConfig, spec: ArchSpec, options: Any, tell: Listener) -> None:
-        self._config = config
-        self._tables = ratio_tables(config)
-        self._spec, self._options, self._tell = spec, options, tell
-        self._run: MagCacheRun | None = None
+    def __init__(self, plan: _Plan, tell: Listener) -> None:
+        self._run = plan.run()
+        self._tell = tell
 
-    def begin(self, drawn: Drawn) -> None:
-        table = self._table(drawn)
-        if table is None:
-            return
-        steps, rule = len(drawn.serving), self._config.rule
-        computed = always_computed(drawn.serving, rule.retention, table.experts or None)
-        plan = skip_plan(nearest(table.of(FIRST_BRANCH), steps), rule, computed)
-        self._tell(Note(text=_plan_words(table, rule, plan)))
-        self._run = MagCacheRun(lambda branch: nearest(table.of(branch), steps), rule, computed)
-
-    def through(self, branch: str, step: int) -> Through:
-        return straight if self._run is None else self._run.through(branch, step)
+    def __call__(self, evaluation: Evaluation, ask: Ask) -> Tensor:
+        return ask(self._run.through(evaluation.branch, evaluation.step))
 
     def finish(self) -> None:
-        if self._run is None:
-            return
         count = self._run.count
         self._tell(
             Note(
@@ -122,83 +160,46 @@ class _Skipping:
         )
 
     def clear(self) -> None:
-        if self._run is not None:
-            self._run.clear()
-
-    def _table(self, drawn: Drawn) -> RatioTable | None:
-        source = self._config.source
-        if source is not None and source.lists:
-            given = dict(zip(BRANCHES, source.lists, strict=False))
-            return RatioTable(architecture=self._spec.name, variant="of your list", ratios=given)
-        variant = _variant(self._spec, self._options, drawn)
-        table = table_for(self._tables, self._spec.name, variant, len(drawn.serving))
-        if table is None:
-            where = f"in {source.file}" if source is not None and source.file else "that are shipped"
-            self._tell(
-                Warned(
-                    text=f"Among the magnitude ratios {where} are none for {self._spec.name} {variant}: "
-                    "MagCache is off and every step is computed. Measure them with --magcache_calibration."
-                )
-            )
-        return table
+        self._run.clear()
 
 
 class _Measuring:
     """Lets tokens through all blocks, and measures the ratios."""
 
-    def __init__(self, spec: ArchSpec, options: Any, folder: Path, tell: Listener) -> None:
-        self._spec, self._options, self._folder, self._tell = spec, options, folder, tell
+    def __init__(
+        self, architecture: str, variant: str, conditions: Conditions, *, folder: Path, tell: Listener
+    ) -> None:
+        self._architecture, self._variant = architecture, variant
+        self._conditions = conditions
+        self._folder, self._tell = folder, tell
         self._run = CalibrationRun()
-        self._drawn: Drawn | None = None
+        self._times: dict[int, float] = {}
 
-    def begin(self, drawn: Drawn) -> None:
-        self._drawn = drawn
-
-    def through(self, branch: str, step: int) -> Through:
-        return self._run.through(branch, step)
+    def __call__(self, evaluation: Evaluation, ask: Ask) -> Tensor:
+        self._times[evaluation.step] = round(evaluation.t, TIME_DIGITS)
+        return ask(self._run.through(evaluation.branch, evaluation.step))
 
     def finish(self) -> None:
-        if self._drawn is None:
-            return
-        steps, measures = len(self._drawn.times), self._run.measures
-        done = min((len(measured.changes) for measured in measures.values()), default=0)
-        if done < steps:
+        steps, measures = self._conditions.settings.steps, self._run.measures
+        if len(self._times) < steps:
             self._tell(
                 Warned(
-                    text=f"The calibration run of MagCache ended after {done} of {steps} steps; nothing was "
-                    "written."
+                    text=f"MagCache's calibration run ended after {len(self._times)} of {steps} steps; no "
+                    "ratios were written."
                 )
             )
             return
-        self._write(self._drawn, measures)
-
-    def clear(self) -> None:
-        self._run.clear()
-
-    def _write(self, drawn: Drawn, measures: Mapping[str, BranchMeasures]) -> None:
-        variant = _variant(self._spec, self._options, drawn)
-        details = {"latent": list(drawn.latent), "t": [round(t, 6) for t in drawn.times]}
-        table = measured_table(self._spec.name, variant, measures, details)
+        details = {
+            "latent": list(self._conditions.size),
+            "times": [self._times[step] for step in range(steps)],
+        }
+        table = measured_table(self._architecture, self._variant, measures, details)
         doubt = doubts(measures)
         if doubt:
             self._tell(Warned(text=doubt))
-        path = self._folder / f"magcache_{table.architecture}_{variant}_{table.steps}.json"
+        path = self._folder / f"magcache_{self._architecture}_{self._variant}_{steps}.json"
         write_text(path, tables_text([table]))
         self._tell(FileWritten(path=path, what="MagCache ratios"))
 
-
-def _variant(spec: ArchSpec, options: Any, drawn: Drawn) -> str:
-    assert spec.ratios_for is not None, "asked only where MagCache is offered"
-    height, width = drawn.latent[-2:]
-    return spec.ratios_for(options, drawn.conditioning, (height, width))
-
-
-def _plan_words(table: RatioTable, rule: SkipRule, plan: Sequence[bool]) -> str:
-    text = f"MagCache: {sum(plan)} of {len(plan)} steps will be skipped, by the ratios {table.name}."
-    advised = table.recommended
-    if advised is not None and advised != rule:
-        text += (
-            f" Whoever measured them used --magcache_threshold {advised.threshold:g} "
-            f"--magcache_k {advised.k} --magcache_retention_ratio {advised.retention:g}."
-        )
-    return text
+    def clear(self) -> None:
+        self._run.clear()

@@ -52,6 +52,8 @@ class LoadRequest:
     quantisation: QuantisationConfig | None = None  # layers to keep in 8 bits, made after `transform`
     # the network, still without memory -> where each tensor goes, by dotted name; None: all to `device`
     placement: Callable[[nn.Module], Callable[[str], torch.device]] | None = None
+    # told how many tensors of how many are loaded, before each one and at the end; may raise Stopped
+    watch: Callable[[int, int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
-from musubi_core.models.spec import Conditioning
+from musubi_core.models.flux_kontext.options import TrainOptions
 
 
-def ratios_for(options: Any, conditioning: Conditioning, size: tuple[int, int]) -> str:
+def ratios_for(options: TrainOptions, given: Collection[str], size: tuple[int, int]) -> str:
     """Their name, whatever the size and with any number of references."""
     return "dev"

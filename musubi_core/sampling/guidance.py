@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LEAST = 1e-6  # a length by which is divided
+
 
 def guided(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     """uncond + scale * (cond - uncond). Equal shapes; 1 gives cond, 0 gives uncond."""
@@ -16,7 +18,7 @@ def with_norm_of(guided: Tensor, cond: Tensor, *, patch: int = 2) -> Tensor:
 
     (B, C, ..., H, W), H and W multiples of `patch`. As Qwen-Image is sampled.
     """
-    factor = _token_norms(cond, patch) / _token_norms(guided, patch).clamp(min=torch.finfo(cond.dtype).tiny)
+    factor = _token_norms(cond, patch) / _token_norms(guided, patch).clamp(min=LEAST)
     return guided * factor.repeat_interleave(patch, dim=-2).repeat_interleave(patch, dim=-1)
 
 

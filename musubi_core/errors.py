@@ -23,3 +23,7 @@ class MissingLibraryError(MusubiError):
 
 class TrainingError(MusubiError):
     """A run cannot go on: non-finite loss, out of memory, a broken state."""
+
+
+class Stopped(Exception):
+    """The user stopped the job where it cannot simply return. The job catches it; nobody is shown it."""

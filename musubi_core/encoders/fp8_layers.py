@@ -33,12 +33,14 @@ def read_fp8_layers(
     device: torch.device,
     place: Callable[[str], torch.device],
     transform: Transform | None = None,
+    begin: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Tensor]:
     """Put 8-bit layers into an empty `module`, in place, and read their codes and scales, by own name.
 
     Scaled fp8 weights of the file whose scales have the very form asked for are taken as they are. Others
     that are fp8 already are refused unless `config.upcast_fp8`. Raises BadFileError.
-    device: where weights are put into 8 bits. place: where they go afterwards, by own name.
+    device: where weights are put into 8 bits. place: where they go afterwards, by own name. begin: told the
+    number of tensors that are done, again and again; what it raises ends the reading.
     """
     layers = put_fp8_linears(module, config)
     names = {f"{name}.weight": layer for name, layer in layers.items()}
@@ -58,8 +60,10 @@ def read_fp8_layers(
     state: dict[str, Tensor] = {}
     workers = min(MOST_WORKERS, torch.get_num_threads()) if reading.by_rows else 1
     with one_core_workers(workers) if workers > 1 else contextlib.nullcontext() as pool:
+        begin(0)
         for part in map(read, names) if pool is None else pool.map(read, names):
             state |= part
+            begin(len(state))
     return state
 
 

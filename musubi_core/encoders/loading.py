@@ -66,6 +66,7 @@ def fill(
     transform: Callable[[str, Tensor], Tensor] | None = None,
     quantisation: QuantisationConfig | None = None,
     placement: Callable[[nn.Module], Callable[[str], torch.device]] | None = None,
+    watch: Callable[[int, int], None] | None = None,
 ) -> None:
     """Load every parameter of an empty `module`, in place; tensors are read, cast and moved one by one.
 
@@ -74,6 +75,7 @@ def fill(
     are read by rows and never held whole in another precision, unless there is a transform.
     device: on "meta" nothing is read, and the module is as it would be, but without memory.
     placement: the empty module -> where each tensor goes, by own name; None means all to `device`.
+    watch: told (tensors loaded, of all) before each one and at the end; what it raises ends the loading.
     The module is frozen and in evaluation mode afterwards; buffers that are in no file move to the device in
     their own precision.
     """
@@ -81,18 +83,33 @@ def fill(
         _fill_empty(module, dtype_of, quantisation)
         return
     place = placement(module) if placement is not None else lambda name: device
+    total = len(module.state_dict())
+
+    def begin(done: int) -> None:
+        if watch is not None:
+            watch(min(done, total), total)
+
     state: dict[str, Tensor] = {}
     if quantisation is not None:
         state |= read_fp8_layers(
-            module, checkpoint, sources, quantisation, device=device, place=place, transform=transform
+            module,
+            checkpoint,
+            sources,
+            quantisation,
+            device=device,
+            place=place,
+            transform=transform,
+            begin=begin,
         )
     for name, empty in module.state_dict().items():
         if name in state:
             continue
+        begin(len(state))
         stored = read_unscaled(checkpoint, sources[name])
         if transform is not None:
             stored = transform(name, stored)
         state[name] = cast(stored, dtype_of(name)).to(place(name)).reshape(empty.shape)
+    begin(total)
     module.load_state_dict(state, strict=True, assign=True)
     module.requires_grad_(False).eval()
     for name, buffer in module.named_buffers():

@@ -68,5 +68,6 @@ def load_network(request: LoadRequest, file: NetworkFile[Net], *, dtype: str = "
             transform=request.transform,
             quantisation=request.quantisation,
             placement=request.placement,
+            watch=request.watch,
         )
     return network

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from musubi_core.errors import ConfigError
-from musubi_core.events import Note
+from musubi_core.errors import ConfigError, Stopped
+from musubi_core.events import Note, Progress, ShouldStop, never
 from musubi_core.generation.loading import load_frozen
 from musubi_core.models.spec import Expert, LoadRequest
 from musubi_core.models.swapping import placing, start_swap
@@ -24,10 +25,10 @@ from musubi_core.training.loras import Loras, start_file
 from musubi_core.training.opening import Opened
 
 
-def load_experts(opened: Opened) -> Experts:
+def load_experts(opened: Opened, should_stop: ShouldStop = never) -> Experts:
     """Every network that the run needs; the first on the device, the others where they wait.
 
-    Raises ConfigError when blocks are to be swapped in networks that wait as a whole.
+    Raises ConfigError when blocks are to be swapped in networks that wait as a whole, Stopped.
     """
     device, experts = opened.here.device, opened.experts
     if opened.config.swap.blocks_to_swap and any(expert.offload for expert in experts):
@@ -36,14 +37,16 @@ def load_experts(opened: Opened) -> Experts:
             "combined. Leave one of them out."
         )
     models = [
-        load_model(opened, expert, HOST if at and expert.offload else device)
+        load_model(opened, expert, HOST if at and expert.offload else device, should_stop)
         for at, expert in enumerate(experts)
     ]
     return Experts(models, device=device, waits=[expert.offload for expert in experts])
 
 
-def load_model(opened: Opened, expert: Expert, device: torch.device) -> nn.Module:
-    """A frozen network, base_weights merged into it before any of it is quantised."""
+def load_model(
+    opened: Opened, expert: Expert, device: torch.device, should_stop: ShouldStop = never
+) -> nn.Module:
+    """A frozen network, base_weights merged into it before any of it is quantised. Raises Stopped."""
     config, spec, here = opened.config, opened.spec, opened.here
     merge = weight_transform(config.network.base_files(), spec.lora_names.comfyui)
     return load_frozen(
@@ -60,11 +63,24 @@ def load_model(opened: Opened, expert: Expert, device: torch.device) -> nn.Modul
                 targets=spec.fp8_targets, keep_precise=spec.keep_precise, architecture=spec.name
             ),
             placement=placing(spec, config.swap, device),
+            watch=_watch(opened, expert, should_stop),
         ),
         opened.emit,
         merge=merge if config.network.base_weights else None,
         name=f"{expert.name} base model" if expert.name else "base model",
     )
+
+
+def _watch(opened: Opened, expert: Expert, should_stop: ShouldStop) -> Callable[[int, int], None]:
+    stage = f"load {expert.name}" if expert.name else "load"
+    stops = opened.here.count == 1  # of several processes none may leave alone; the loop asks them together
+
+    def watch(done: int, total: int) -> None:
+        if stops and should_stop():
+            raise Stopped
+        opened.emit(Progress(stage=stage, done=done, total=total, text=expert.path.name))
+
+    return watch
 
 
 def swap_blocks(opened: Opened, experts: Experts) -> list[Swap]:

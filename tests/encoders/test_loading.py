@@ -11,9 +11,10 @@ from torch import nn
 
 from musubi_core.encoders.empty import empty
 from musubi_core.encoders.loading import check_names, fill, prefix_before
-from musubi_core.errors import BadFileError
+from musubi_core.errors import BadFileError, Stopped
 from musubi_core.files.checkpoint import open_checkpoint
 from musubi_core.files.tensor_info import TensorInfo
+from musubi_core.quantization.scheme import QuantisationConfig
 
 PATH = Path("model.safetensors")
 
@@ -70,3 +71,44 @@ def test_an_empty_module_has_no_memory_until_it_is_filled(tmp_path):
     assert torch.equal(module.bias, wanted["bias"])
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_loader_tells_how_far_it_is_and_can_be_stopped_at_any_tensor(tmp_path, quantised, threads):
+    torch.set_num_threads(threads)
+    path = tmp_path / "model.safetensors"
+    save_file({f"blocks.{n}.weight": torch.randn(64, 64) for n in range(9)}, path)
+    quantisation = QuantisationConfig(targets=("blocks",)) if quantised else None
+
+    def load(watch) -> None:
+        with torch.device("meta"):
+            module = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(9))})
+        with open_checkpoint(path) as checkpoint:
+            fill(
+                module,
+                checkpoint,
+                {name: name for name in module.state_dict()},
+                device=torch.device("cpu"),
+                dtype_of=lambda name: torch.float32,
+                quantisation=quantisation,
+                watch=watch,
+            )
+
+    told: list[tuple[int, int]] = []
+    load(lambda done, total: told.append((done, total)))
+    assert told[0] == (0, 9)
+    assert told[-1] == (9, 9)
+    assert told == sorted(told)
+    for last in range(len(told)):
+        asked: list[int] = []
+
+        def stop(done: int, total: int, last=last, asked=asked) -> None:
+            asked.append(done)
+            if len(asked) > last:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            load(stop)
+        assert len(asked) == last + 1
+    torch.set_num_threads(1)

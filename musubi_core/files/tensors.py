@@ -64,15 +64,16 @@ class TensorFile:
         """In the order of their bytes: reading in this order is the fastest."""
         return list(self.header.tensors)
 
-    def read(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+    def read(self, name: str, device: torch.device | str = "cpu", *, memory: Tensor | None = None) -> Tensor:
         """One tensor, copied into memory of its own: the file may be closed or replaced afterwards.
 
-        Raises BadFileError when the file has no such tensor.
+        memory: put it there instead, into bytes (uint8) that are aligned for it and at least as many as it
+        needs. Raises BadFileError when the file has no such tensor.
         """
         stored = self.header.tensors.get(name)
         if stored is None:
             raise missing_tensor(self.path, name, self.header.tensors)
-        return self._read(name, stored, stored.shape, 0).to(device)
+        return self._read(name, stored, stored.shape, 0, memory).to(device)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """The range [start, stop) of a tensor's first axis, as `read` would give it.
@@ -87,11 +88,21 @@ class TensorFile:
         row = (stored.end - stored.start) // max(1, stored.shape[0])
         return self._read(name, stored, (stop - start, *stored.shape[1:]), start * row)
 
-    def _read(self, name: str, stored: StoredTensor, shape: Sequence[int], skipped: int) -> Tensor:
+    def _read(
+        self,
+        name: str,
+        stored: StoredTensor,
+        shape: Sequence[int],
+        skipped: int,
+        memory: Tensor | None = None,
+    ) -> Tensor:
         """A part of a tensor: `shape` of it, `skipped` bytes behind its start."""
         dtype = torch_dtype(stored.dtype, self.path)
         try:
-            tensor = torch.empty(tuple(shape), dtype=dtype)
+            if memory is None:
+                tensor = torch.empty(tuple(shape), dtype=dtype)
+            else:
+                tensor = memory[: stored.end - stored.start].view(dtype).reshape(tuple(shape))
         except (RuntimeError, MemoryError) as error:  # torch has no error of its own for this
             raise BadFileError(
                 f"{self.path}: tensor {name!r} needs {stored.end - stored.start:,} bytes of memory, more "

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, Warned, ignore, never
-from musubi_core.files.read_ahead import read_ahead
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.files.tensors import open_writer
 from musubi_core.lora_tools.ema_config import EmaConfig
@@ -74,7 +73,8 @@ def merge_factors(
 ) -> bool:
     """Every float tensor becomes the weighted sum of its versions, in float32; others are the oldest's.
 
-    Reads each file once, whatever the number of averages. Returns False when stopped.
+    Reads each file once, whatever the number of averages, and into the same memory again and again: it stays
+    in the processor's cache, where the sum finds it. Returns False when stopped.
     """
     first = series.checkpoints[0]
     infos = {
@@ -88,13 +88,11 @@ def merge_factors(
                 )
                 for one in averages
             ]
-            order = writers[0].order
-            reads = ((one.file, name) for name in order for one in series.checkpoints)
-            tensors = stack.enter_context(read_ahead(reads))
-            for done, name in enumerate(order):
+            memory = torch.empty(_largest(series.checkpoints), dtype=torch.uint8)
+            for done, name in enumerate(writers[0].order):
                 if should_stop():
                     raise _Stopped
-                versions = islice(tensors, len(series.checkpoints))
+                versions = (one.file.read(name, memory=memory) for one in series.checkpoints)
                 sums = weighted_sums(versions, name, [one.weights for one in averages])
                 for writer, total in zip(writers, sums, strict=True):
                     writer.add(total)
@@ -108,34 +106,34 @@ class _Stopped(Exception):
     """Leaves the open files unwritten."""
 
 
-def weighted_sums(versions: Iterable[Tensor], name: str, weights: Sequence[Sequence[float]]) -> list[Tensor]:
-    """One tensor of every average. versions: that of each file, oldest first; taken one at a time.
+def _largest(checkpoints: Iterable[Checkpoint]) -> int:
+    """Bytes that hold any tensor of any file."""
+    return max(stored.end - stored.start for one in checkpoints for stored in one.tensors.values())
 
-    Raises BadFileError for NaN or infinity.
+
+def weighted_sums(versions: Iterable[Tensor], name: str, weights: Sequence[Sequence[float]]) -> list[Tensor]:
+    """One tensor of every average. versions: that of each file, oldest first.
+
+    Each version is done with before the next is taken, which may come in the same memory. Raises
+    BadFileError for NaN or infinity.
     """
-    first: Tensor | None = None
+    dtype, whole = torch.float32, name.endswith(".alpha")  # alphas are equal, and a sum of parts could round
     totals: list[Tensor] = []
     for place, version in enumerate(versions):
-        if first is None:
-            first = version
-        if not version.is_floating_point() or name.endswith(".alpha"):
-            continue  # the oldest counts; alphas are equal, and a sum of parts could round
-        wide = version.float()
-        if not totals:
-            totals = [wide * row[place] for row in weights]
-            continue
-        for total, row in zip(totals, weights, strict=True):
-            total.add_(wide, alpha=row[place])
-    if first is None:
-        raise ValueError("no version was given")
-    if not totals:
-        return [first] * len(weights)
-    if not all(_is_finite(total) for total in totals):
+        if place == 0:
+            dtype = version.dtype
+            whole = whole or not dtype.is_floating_point
+            totals = [version.clone() if whole else version.float() * row[0] for row in weights]
+        elif not whole:
+            wide = version.float()
+            for total, row in zip(totals, weights, strict=True):
+                total.add_(wide, alpha=row[place])
+    if not whole and not all(is_finite(total) for total in totals):
         raise BadFileError(f"{name} is not finite in one of the checkpoints. Leave that checkpoint out.")
-    return [total.to(first.dtype) for total in totals]
+    return [total.to(dtype) for total in totals]
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether no number is NaN or infinite; one pass without a copy."""
     if not tensor.numel():
         return True

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from musubi_core.errors import BadFileError
 from musubi_core.events import Listener, Note, Progress, ShouldStop
 from musubi_core.files.tensor_info import TensorInfo
-from musubi_core.files.tensors import TensorFile, write_made
-from musubi_core.lora_tools.ema import Average, output_metadata, weighted_sums
+from musubi_core.files.tensors import TensorFile, open_writer
+from musubi_core.lora_tools.ema import Average, is_finite, output_metadata, weighted_sums
 from musubi_core.lora_tools.series import Checkpoint, Series
 from musubi_core.lora_tools.spectral import side_by_side, spectrum_of
 
@@ -39,7 +39,8 @@ def merge_deltas(
 ) -> bool:
     """Each layer's weighted sum of changes, factored again at `rank` (default: the files' own).
 
-    Tensors that belong to no pair are averaged as they are. Returns False when stopped.
+    Tensors that belong to no pair are averaged as they are. Reads each file once, whatever the number of
+    averages. Returns False when stopped.
     """
     first = series.checkpoints[0]
     pairs = pairs_of(first, rank)
@@ -48,44 +49,50 @@ def merge_deltas(
         name: TensorInfo(shape=_shape(name, stored.shape, by_name.get(name)), dtype=stored.dtype)
         for name, stored in first.tensors.items()
     }
-    files = [one.file for one in series.checkpoints]
-    for average in averages:
-        maker = DeltaMaker(files, average, by_name)
-
-        def make(name: str, maker: DeltaMaker = maker) -> Tensor:
-            if should_stop():
-                raise _Stopped
-            emit(Progress(stage="average", done=len(maker.made) + 1, total=len(infos), text=name))
-            return maker.make(name)
-
-        try:
-            write_made(average.path, infos, make, _metadata(series, average, rank), sshs_hashes=True)
-        except _Stopped:
-            return False
-        emit(Note(text=f"{average.path.name}: at most {maker.lost:.2%} of a layer's change was cut off."))
+    maker = DeltaMaker([one.file for one in series.checkpoints], averages, by_name)
+    try:
+        with contextlib.ExitStack() as stack:
+            writers = [
+                stack.enter_context(
+                    open_writer(one.path, infos, _metadata(series, one, rank), sshs_hashes=True)
+                )
+                for one in averages
+            ]
+            for done, name in enumerate(writers[0].order):
+                if should_stop():
+                    raise _Stopped
+                for writer, made in zip(writers, maker.make(name), strict=True):
+                    writer.add(made)
+                emit(Progress(stage="average", done=done + 1, total=len(infos), text=name))
+    except _Stopped:
+        return False
+    for average, lost in zip(averages, maker.lost, strict=True):
+        emit(Note(text=f"{average.path.name}: at most {lost:.2%} of a layer's change was cut off."))
     return True
 
 
 class DeltaMaker:
-    """Makes the tensors of one average. Holds one layer's factors until both were asked for."""
+    """Makes each tensor of all averages. Holds one layer's factors until both were asked for."""
 
-    def __init__(self, files: Sequence[TensorFile], average: Average, by_name: dict[str, Pair]) -> None:
+    def __init__(
+        self, files: Sequence[TensorFile], averages: Sequence[Average], by_name: Mapping[str, Pair]
+    ) -> None:
         self._files = files
-        self._average = average
+        self._averages = averages
         self._by_name = by_name
-        self._ready: dict[str, Tensor] = {}
-        self.made: list[str] = []
-        self.lost = 0.0  # largest share of a layer's norm beyond the rank
+        self._ready: dict[str, list[Tensor]] = {}
+        self.lost = [0.0] * len(averages)  # largest share of a layer's norm beyond the rank
 
-    def make(self, name: str) -> Tensor:
-        self.made.append(name)
+    def make(self, name: str) -> list[Tensor]:
+        """One tensor of every average. Raises BadFileError for NaN or infinity."""
         pair = self._by_name.get(name)
         if pair is None:
             versions = (file.read(name) for file in self._files)
-            return weighted_sums(versions, name, [self._average.weights])[0]
+            return weighted_sums(versions, name, [one.weights for one in self._averages])
         if name == pair.alpha:
             alpha = self._files[0].read(name)
-            return (alpha.double() / self._stored_rank(pair) * pair.rank).to(alpha.dtype)
+            new = (alpha.double() / self._stored_rank(pair) * pair.rank).to(alpha.dtype)
+            return [new] * len(self._averages)
         if name not in self._ready:
             self._ready = self._factors(pair)  # a pair that was not finished is made again
         return self._ready.pop(name)
@@ -93,22 +100,24 @@ class DeltaMaker:
     def _stored_rank(self, pair: Pair) -> int:
         return self._files[0].header.tensors[pair.down].shape[0]
 
-    def _factors(self, pair: Pair) -> dict[str, Tensor]:
-        weighted = list(zip(self._average.weights, self._files, strict=True))
-        downs = [file.read(pair.down) for _, file in weighted]
-        ups = [file.read(pair.up) for _, file in weighted]
-        scaled = [up.flatten(1).double() * weight for up, (weight, _) in zip(ups, weighted, strict=True)]
-        spectrum = spectrum_of(*side_by_side(scaled, [down.flatten(1) for down in downs]))
-        if not torch.isfinite(spectrum.s).all():
-            raise BadFileError(f"{pair.down} or {pair.up} is not finite in one of the checkpoints.")
-        whole = float(spectrum.s.norm())
-        if whole:
-            self.lost = max(self.lost, float(spectrum.s[pair.rank :].norm()) / whole)
-        up, down = spectrum.factors(pair.rank)
-        return {
-            pair.down: down.reshape(pair.rank, *downs[0].shape[1:]).to(downs[0].dtype),
-            pair.up: up.reshape(ups[0].shape[0], pair.rank, *ups[0].shape[2:]).to(ups[0].dtype),
-        }
+    def _factors(self, pair: Pair) -> dict[str, list[Tensor]]:
+        downs = [file.read(pair.down) for file in self._files]
+        ups = [file.read(pair.up) for file in self._files]
+        for checkpoint, *both in zip(self._files, downs, ups, strict=True):
+            if not all(is_finite(tensor) for tensor in both):
+                raise BadFileError(f"{checkpoint.path}: {pair.down} or {pair.up} is not finite.")
+        found: dict[str, list[Tensor]] = {pair.down: [], pair.up: []}
+        for place, average in enumerate(self._averages):
+            scaled = [up.flatten(1).double() * w for up, w in zip(ups, average.weights, strict=True)]
+            spectrum = spectrum_of(*side_by_side(scaled, [down.flatten(1) for down in downs]))
+            whole = float(spectrum.s.norm())
+            if whole:
+                lost = float(spectrum.s[pair.rank :].norm()) / whole
+                self.lost[place] = max(self.lost[place], lost)
+            up, down = spectrum.factors(pair.rank)
+            found[pair.down].append(down.reshape(pair.rank, *downs[0].shape[1:]).to(downs[0].dtype))
+            found[pair.up].append(up.reshape(ups[0].shape[0], pair.rank, *ups[0].shape[2:]).to(ups[0].dtype))
+        return found
 
 
 def pairs_of(checkpoint: Checkpoint, rank: int | None) -> list[Pair]:

@@ -301,3 +301,15 @@ def test_threads_may_share_a_file(tmp_path):
             return all(torch.equal(file.read_rows(name, at, at + 1), tensors[name][:1]) for at in range(200))
 
         assert all(pool.map(read, tensors))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tensor_may_be_read_into_memory_that_is_there(tmp_path: Path, dtype: torch.dtype):
+    tensors = {"matrix": random_tensor(dtype, 3, 5), "none": random_tensor(dtype, 0, 4)}
+    write_tensors(tmp_path / "file", tensors)
+    memory = torch.zeros(512, dtype=torch.uint8)
+    with TensorFile(tmp_path / "file") as file:
+        for name, expected in tensors.items():
+            found = file.read(name, memory=memory)
+            assert same(found, expected)
+            assert not expected.numel() or found.data_ptr() == memory.data_ptr()

@@ -54,6 +54,30 @@ def test_a_lower_rank_loses_exactly_the_discarded_singular_values(tmp_path):
     )
 
 
+def test_several_averages_of_one_pass_equal_their_own_runs(tmp_path):
+    run = tuple(write(tmp_path / f"{step}.safetensors", step) for step in (1, 2, 3))
+    both = ema_merge(
+        EmaConfig(path=run, output_file=tmp_path / "b.safetensors", beta=(0.5, 0.9), average="delta")
+    )
+    for path, beta in zip(both, (0.5, 0.9), strict=True):
+        (alone,) = ema_merge(
+            EmaConfig(path=run, output_file=tmp_path / "a.safetensors", beta=(beta,), average="delta")
+        )
+        assert path.read_bytes() == alone.read_bytes()
+
+
+def test_nan_is_named_and_leaves_no_file(tmp_path):
+    run = tuple(write(tmp_path / f"{step}.safetensors", step) for step in (1, 2))
+    tensors = load_file(run[1])
+    tensors["lora_unet_a.lora_up.weight"][0, 0] = float("nan")
+    save_file(tensors, run[1], {"ss_steps": "2"})
+    config = EmaConfig(path=run, output_file=tmp_path / "out" / "a.safetensors", average="delta")
+    with pytest.raises(BadFileError, match="is not finite"):
+        ema_merge(config)
+    assert ema_merge(config, should_stop=lambda: True) == ()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_file_without_pairs_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"lora_unet_a.hada_w1_a": torch.zeros(2, 2)}, path)

@@ -117,6 +117,15 @@ def test_the_recorded_step_beats_the_name_and_the_name_beats_the_file_time(tmp_p
     assert "by modification time" in text and text.index("old.") < text.index("new.")
 
 
+def test_files_in_other_number_formats_are_averaged_too(tmp_path):
+    formats = (torch.bfloat16, torch.float32, torch.float16)
+    run = [checkpoint(tmp_path / f"{n}.safetensors", n, step=n + 1, dtype=d) for n, d in enumerate(formats)]
+    (path,), _ = merged(run, tmp_path, beta=(0.5,))
+    found, expected = load_file(path)[f"{LAYER}.lora_up.weight"], recursion(run, [0.5] * 2)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected[f"{LAYER}.lora_up.weight"].float().bfloat16())
+
+
 def test_no_sort_takes_the_order_given(run, tmp_path):
     (path,), _ = merged(run[::-1], tmp_path, no_sort=True)
     name = f"{LAYER}.lora_up.weight"

@@ -19,6 +19,8 @@ _JOBS = {
     "cache_text": "musubi_core.training.cache_jobs",
     "TrainConfig": "musubi_core.training.config",
     "train": "musubi_core.training.run",
+    "GenerateConfig": "musubi_core.generation.config",
+    "generate": "musubi_core.generation.job",
 }
 
 __all__ = ["__version__", *_JOBS]

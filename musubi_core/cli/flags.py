@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,19 +29,26 @@ class Flag:
         return self.info.section.partition(".")[0] or "general"
 
 
-def gather(common: tuple[type, ...], of_architecture: Mapping[str, type]) -> dict[str, Flag]:
+def gather(
+    common: tuple[type, ...],
+    of_architecture: Mapping[str, type],
+    hidden: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Flag]:
     """The flags of a job by name: those of its own config classes, then those of each architecture.
 
-    A name that several classes declare is one flag. Raises TypeError when they disagree about its type:
-    one flag cannot be both, so that is a slip of the programmer.
+    hidden: for each architecture, options of its class that the job has no use for. A name that several
+    classes declare is one flag. Raises TypeError when they disagree about its type: one flag cannot be both,
+    so that is a slip of the programmer.
     """
+    hidden = hidden or {}
     flags: dict[str, Flag] = {}
     for cls in common:
         for info in options_of(cls):
             _add(flags, Flag(info=info, architectures=info.arch))
     for architecture, cls in of_architecture.items():
         for info in options_of(cls):
-            _add(flags, Flag(info=info, architectures=(architecture,), own={architecture: info}))
+            if info.name not in hidden.get(architecture, ()):
+                _add(flags, Flag(info=info, architectures=(architecture,), own={architecture: info}))
     return flags
 
 
@@ -54,8 +61,10 @@ def _add(flags: dict[str, Flag], new: Flag) -> None:
     if _shape(old.info) != _shape(new.info):
         raise TypeError(f"option {name} is declared twice, as {_shape(old.info)} and as {_shape(new.info)}")
     if old.architectures:
-        known_to = (*old.architectures, *new.architectures) if new.architectures else ()
-        own = {**old.own, **new.own}
+        both = tuple(dict.fromkeys((*old.architectures, *new.architectures)))
+        known_to = both if new.architectures else ()
+        # Where one architecture has it in several classes, the first speaks.
+        own = {**old.own, **{name: info for name, info in new.own.items() if name not in old.own}}
         flags[name] = Flag(info=_together(own), architectures=known_to, own=own)
 
 

@@ -20,7 +20,9 @@ class Job:
     """One word after `musubi`.
 
     config, run: "module:name". run takes (config, listener, should_stop); what it returns is not used.
-    arch_options: attribute of ArchSpec that holds the architecture's own options for this job.
+    arch_options: attribute of ArchSpec that holds the architecture's own options for this job, or
+    "module:name" of a function that makes their class from the spec. without: attribute of ArchSpec that
+    names those of them that the job has no use for.
     checkpoint: option whose file tells the architecture. positional: option that needs no flag.
     """
 
@@ -29,6 +31,7 @@ class Job:
     config: str
     run: str
     arch_options: str = ""
+    without: str = ""
     checkpoint: str = ""
     positional: str = ""
 
@@ -44,11 +47,22 @@ class Job:
             return {}
         from musubi_core.models.registry import architectures
 
+        if ":" in self.arch_options:
+            make = _look_up(self.arch_options)
+            return {spec.name: make(spec) for spec in architectures()}
         return {spec.name: getattr(spec, self.arch_options) for spec in architectures()}
+
+    def hidden(self) -> dict[str, tuple[str, ...]]:
+        """For every registered architecture, the options of its class that the job does not have."""
+        if not self.without:
+            return {}
+        from musubi_core.models.registry import architectures
+
+        return {spec.name: getattr(spec, self.without) for spec in architectures()}
 
     def flags(self) -> dict[str, Flag]:
         """Every option of the job by name."""
-        return gather((SharedConfig, self.config_class()), self.arch_classes())
+        return gather((SharedConfig, self.config_class()), self.arch_classes(), self.hidden())
 
 
 JOBS: dict[str, Job] = {
@@ -74,6 +88,15 @@ JOBS: dict[str, Job] = {
             config="musubi_core.training.config:TrainConfig",
             run="musubi_core.cli.work:train",
             arch_options="train_options",
+            checkpoint="dit",
+        ),
+        Job(
+            name="generate",
+            help="Make pictures or clips with a base model and LoRAs.",
+            config="musubi_core.generation.config:GenerateConfig",
+            run="musubi_core.cli.work:generate",
+            arch_options="musubi_core.generation.config:arch_options_class",
+            without="training_only",
             checkpoint="dit",
         ),
         Job(
@@ -137,9 +160,9 @@ def _look_up(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def job_named(word: str, others: tuple[str, ...] = ()) -> Job:
+def job_named(word: str) -> Job:
     """The job of that name; cache_latents means cache-latents. Raises ConfigError with the nearest names."""
     name = word.replace("_", "-")
     if name not in JOBS:
-        raise unknown_key(word, (*JOBS, *others), where="musubi", kind="job")
+        raise unknown_key(word, JOBS, where="musubi", kind="job")
     return JOBS[name]

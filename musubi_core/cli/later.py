@@ -20,16 +20,6 @@ class LaterOption:
     values: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaterJob:
-    """A job that has a name and options, and no work behind it yet."""
-
-    name: str
-    help: str
-    options: tuple[LaterOption, ...] = ()
-    positional: str = ""
-
-
 def _options(*, switches: str = "", values: str = "", lists: str = "") -> tuple[LaterOption, ...]:
     kinds = ((switches, None), (values, ""), (lists, "*"))
     return tuple(LaterOption(name=name, values=kind) for names, kind in kinds for name in names.split())
@@ -52,26 +42,14 @@ LATER_OPTIONS: dict[str, tuple[LaterOption, ...]] = {
             latent_window_size huggingface_repo_id huggingface_repo_type
             huggingface_path_in_repo huggingface_token huggingface_repo_visibility""",
     ),
-}
-
-LATER_JOBS: dict[str, LaterJob] = {
-    job.name: job
-    for job in (
-        LaterJob(
-            name="generate",
-            help="Make pictures or clips with a base model and LoRAs.",
-            options=_options(
-                switches="""fp8 fp8_fast fp8_scaled fp8_llm split_attn vae_tiling
-                    magcache_calibration compile bulk_decode""",
-                values="""config_file architecture dit vae text_encoder1 text_encoder2 prompt negative_prompt
-                    from_file video_length infer_steps save_path output_type attn_mode vae_chunk_size
-                    vae_spatial_tile_sample_min_size seed fps blocks_to_swap flow_shift guidance_scale
-                    embedded_cfg_scale save_merged_model device magcache_mag_ratios magcache_retention_ratio
-                    magcache_threshold magcache_k""",
-                lists="video_size lora_weight lora_multiplier latent_path",
-            ),
-        ),
-    )
+    "generate": _options(
+        switches="""bulk_decode cpu_noise exclude_single_blocks f1 img_in_txt_in_offloading lazy_loading
+            lycoris one_frame_auto_resize fp8_vl disable_numpy_memmap""",
+        values="""cfg_apply_ratio cfg_skip_mode ckpt_dir image_encoder latent_window_size model_version
+            one_frame_inference slg_end slg_layers slg_mode slg_scale slg_start strength text_encoder
+            trim_tail_frames video_path video_sections video_seconds""",
+        lists="compile_args control_image_mask_path",
+    ),
 }
 
 
@@ -84,9 +62,3 @@ def refuse_later(names: Iterable[str], job: str, *, where: str) -> None:
                 f"{where}: --{name} is known from musubi-tuner but not available in this version. "
                 "Remove it to go on without."
             )
-
-
-def refuse_later_job(name: str) -> None:
-    """Raises ConfigError when `name` is a job that a later version will bring."""
-    if name in LATER_JOBS:
-        raise ConfigError(f"musubi {name} is not available in this version. `musubi --help` lists what is.")

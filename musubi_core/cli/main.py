@@ -18,14 +18,7 @@ import musubi_core
 from musubi_core.cli.architecture import choose
 from musubi_core.cli.console import Console
 from musubi_core.cli.jobs import JOBS, Job, job_named
-from musubi_core.cli.later import (
-    LATER_JOBS,
-    LATER_OPTIONS,
-    LaterJob,
-    LaterOption,
-    refuse_later,
-    refuse_later_job,
-)
+from musubi_core.cli.later import LATER_OPTIONS, LaterOption, refuse_later
 from musubi_core.cli.parser import parse
 from musubi_core.cli.settings import (
     COMMAND_LINE,
@@ -65,11 +58,7 @@ def _run(words: list[str]) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"musubi {musubi_core.__version__}\n")
         return 0
-    later = LATER_JOBS.get(words[0].replace("_", "-"))
-    if later is not None:
-        read_later_job(later, words[1:])
-        refuse_later_job(later.name)
-    job = job_named(words[0], tuple(LATER_JOBS))
+    job = job_named(words[0])
     config = configure(job, read_settings(job, words[1:]))
     with Console(sys.stderr, quiet=not _is_first_process()) as console, stop_on_signals() as should_stop:
         job.runner()(config, console, should_stop)
@@ -79,7 +68,6 @@ def _run(words: list[str]) -> int:
 def overview() -> str:
     """The text of `musubi --help`."""
     rows = [f"  {job.name:<16}{job.help}" for job in JOBS.values()]
-    later = [f"  {job.name:<16}{job.help}" for job in LATER_JOBS.values()]
     return "\n".join(
         [
             "Train LoRAs for video and image diffusion transformers.",
@@ -88,9 +76,6 @@ def overview() -> str:
             "",
             "jobs:",
             *rows,
-            "",
-            "not available in this version:",
-            *later,
             "",
             "Several GPUs: accelerate launch -m musubi_core train [options]",
             "",
@@ -136,12 +121,9 @@ def configure(job: Job, settings: dict[str, Setting]) -> Any:
     check_architecture(settings, flags, name)
     settings = {**settings, "architecture": Setting(value=name, where=COMMAND_LINE)}
     config = config_of(job.config_class(), settings)
-    return dataclasses.replace(config, arch_options=config_of(arch_classes[name], settings))
-
-
-def read_later_job(job: LaterJob, words: Sequence[str]) -> dict[str, Any]:
-    """Check the words of a job that cannot run yet, so that a slip in them is named first."""
-    return parse(job.name, words, {}, description=job.help, positional=job.positional, later=job.options)
+    hidden = job.hidden().get(name, ())
+    own = {option: setting for option, setting in settings.items() if option not in hidden}
+    return dataclasses.replace(config, arch_options=config_of(arch_classes[name], own))
 
 
 def _is_first_process() -> bool:

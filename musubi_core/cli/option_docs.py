@@ -12,7 +12,7 @@ from pathlib import Path
 
 from musubi_core.cli.flags import Flag, gather
 from musubi_core.cli.jobs import JOBS
-from musubi_core.cli.later import LATER_JOBS, LATER_OPTIONS
+from musubi_core.cli.later import LATER_OPTIONS
 from musubi_core.cli.parser import default_text
 from musubi_core.config import OptionInfo
 from musubi_core.files.replace import write_text
@@ -60,7 +60,7 @@ def key_table(name: str) -> str:
 
 def later_list(name: str) -> str:
     """What musubi-tuner has for a job and this version has not."""
-    options = LATER_OPTIONS.get(name) or LATER_JOBS[name].options
+    options = LATER_OPTIONS[name]
     return ", ".join(f"`--{option.name}`" for option in sorted(options, key=lambda option: option.name))
 
 

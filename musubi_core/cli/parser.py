@@ -31,7 +31,7 @@ def parse(
 ) -> dict[str, Any]:
     """The options that `words` give, by name, as the values a TOML file would hold.
 
-    What is not given is absent. positional: the option, or the later option, that needs no flag.
+    What is not given is absent. positional: the option that needs no flag.
     Raises ConfigError for an unknown option or a missing value, and SystemExit(0) after --help.
     """
     parser = _Parser(
@@ -49,7 +49,7 @@ def parse(
             groups[flag.group] = parser.add_argument_group(flag.group)
         _add_flag(groups[flag.group], flag, positional=flag.info.name == positional)
     for option in later:
-        _add_later(parser, option, positional=option.name == positional)
+        _add_later(parser, option)
 
     found, extra = parser.parse_known_args([_underscored(word) for word in words])
     if extra:
@@ -98,10 +98,8 @@ def _add_switch(group: Any, word: str, name: str, value: bool, text: str) -> Non
     )
 
 
-def _add_later(parser: _Parser, option: LaterOption, *, positional: bool) -> None:
-    if positional:
-        parser.add_argument(option.name, nargs=option.values or None, default=argparse.SUPPRESS, help="")
-    elif option.values is None:
+def _add_later(parser: _Parser, option: LaterOption) -> None:
+    if option.values is None:
         _add_switch(parser, f"--{option.name}", option.name, True, argparse.SUPPRESS)
     else:
         parser.add_argument(

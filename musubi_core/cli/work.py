@@ -51,6 +51,21 @@ def train(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
         check_lora(path)
 
 
+def generate(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+    from musubi_core.generation.job import generate as job
+
+    for path in job(config, listener, should_stop, ask=ask_line):
+        check_drawn(path)
+
+
+def ask_line() -> str | None:
+    """The next line that a person types; None at the end of the input."""
+    try:
+        return input("prompt> ")
+    except EOFError:
+        return None
+
+
 def demo(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
     from musubi_core.demo.run import demo as job
 
@@ -93,6 +108,23 @@ def convert_lora(config: Any, listener: Listener, should_stop: ShouldStop) -> No
     path = job(config, listener, should_stop)
     if path is not None:
         check_records(path)
+
+
+def check_drawn(path: Path) -> None:
+    """Raises BadFileError when a picture, clip, latent or model, or one of a folder, cannot be read back."""
+    from musubi_core.data.picture_file import read_picture
+    from musubi_core.data.video_file import decode
+
+    if path.is_dir():
+        for inside in path.iterdir():
+            check_drawn(inside)
+    elif path.suffix == ".png":
+        read_picture(path)
+    elif path.suffix == ".mp4":
+        for _ in decode(path):
+            pass
+    else:
+        check_weights(path)
 
 
 def check_records(path: Path) -> None:

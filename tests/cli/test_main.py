@@ -14,7 +14,6 @@ import pytest
 
 from musubi_core.cli import main as cli
 from musubi_core.cli.jobs import JOBS, Job
-from musubi_core.cli.later import LATER_JOBS
 from musubi_core.config import option
 from musubi_core.errors import BadFileError
 from musubi_core.events import Listener, Note, ShouldStop
@@ -128,27 +127,19 @@ def test_a_switch_of_a_later_version_may_be_off_in_a_file(tmp_path: Path, capsys
     assert "save_state_to_huggingface" not in capsys.readouterr().err  # only what is missing is named
 
 
-@pytest.mark.parametrize("name", sorted(LATER_JOBS))
-def test_a_job_of_a_later_version_says_so(name: str, capsys: pytest.CaptureFixture[str]):
-    words = ["a.safetensors"] if LATER_JOBS[name].positional else []
-    assert cli.main([name, *words]) == 2
-    assert f"musubi {name} is not available in this version" in capsys.readouterr().err
-
-
 def test_an_unknown_job_is_met_with_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["trian"]) == 2
     assert "unknown job 'trian'. Did you mean train" in capsys.readouterr().err
 
 
-def test_help_lists_every_job_and_what_is_not_there_yet(capsys: pytest.CaptureFixture[str]):
+def test_help_lists_every_job(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for name in (*JOBS, *LATER_JOBS):
+    for name in JOBS:
         assert name in text
-    assert "not available in this version:" in text
 
 
-@pytest.mark.parametrize("name", ["cache-latents", "cache-text", "train", "inspect", "demo"])
+@pytest.mark.parametrize("name", ["cache-latents", "cache-text", "train", "generate", "inspect", "demo"])
 def test_every_job_has_help(name: str, capsys: pytest.CaptureFixture[str]):
     assert cli.main([name, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from musubi_core.cli.jobs import JOBS
-from musubi_core.cli.later import LATER_JOBS, LATER_OPTIONS
-from musubi_core.cli.main import read_later_job
+from musubi_core.cli.later import LATER_OPTIONS
 from musubi_core.cli.parser import parse
 from musubi_core.config import coerce
 
@@ -60,9 +59,6 @@ def test_the_list_is_complete():
 def test_it_parses(job: str, command: str, capsys: pytest.CaptureFixture[str]):
     words = words_of(command)
     try:
-        if job in LATER_JOBS:
-            assert read_later_job(LATER_JOBS[job], words)
-            return
         flags = JOBS[job].flags()
         later = {option.name for option in LATER_OPTIONS.get(job, ())}
         known = LATER_OPTIONS.get(job, ())
@@ -81,7 +77,3 @@ def test_it_parses(job: str, command: str, capsys: pytest.CaptureFixture[str]):
 def test_an_option_is_either_there_or_announced_for_later(job: str):
     declared = {name for flag in JOBS[job].flags().values() for name in (flag.info.name, *flag.info.aliases)}
     assert not declared & {option.name for option in LATER_OPTIONS[job]}
-
-
-def test_a_job_is_either_there_or_announced_for_later():
-    assert not set(JOBS) & set(LATER_JOBS)

@@ -51,8 +51,14 @@ class ModelFile:
         """Where the file is. Raises ConfigError when no list has it."""
         for each in self.lists:
             if text in folder_paths.get_filename_list(each):
-                return Path(folder_paths.get_full_path_or_raise(each, text))
+                return _whole(Path(folder_paths.get_full_path_or_raise(each, text)))
         raise not_found(text, self.names(), where=option)
+
+
+def _whole(file: Path) -> Path:
+    """The folder of a file that is part of a model in Hugging Face's layout, else the file."""
+    part = file.name.startswith(("model", "pytorch_model")) and (file.parent / "config.json").is_file()
+    return file.parent if part else file
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from comfyui_places import NOT_TESTED, comfyui_folders, python_of
 
 
 def pytest_configure() -> None:
@@ -33,13 +33,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA card"))
 
 
-def comfyui_folders() -> list[Path]:
-    """Installations of ComfyUI: those named in COMFYUI_PATH, else the usual places."""
-    named = [Path(text) for text in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if text]
-    usual = [Path.home() / "ComfyUI", Path.home() / "ComfyUI-0.8"]
-    return [folder for folder in named or usual if (folder / "main.py").is_file()]
-
-
 COMFYUI_START = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -57,9 +50,8 @@ def comfyui(request: pytest.FixtureRequest) -> Callable[[str, Path], Any]:
     """
     folder: Path | None = request.param
     if folder is None:
-        pytest.skip("NOT TESTED: no ComfyUI found; set COMFYUI_PATH to its folder")
-    own = [folder / "venv" / "bin" / "python", folder / "venv" / "Scripts" / "python.exe"]
-    python = next((path for path in own if path.is_file()), Path(sys.executable))
+        pytest.skip(NOT_TESTED)
+    python = python_of(folder)
 
     def run(code: str, place: Path) -> Any:
         script = place / "in_comfyui.py"

@@ -22,14 +22,15 @@ from musubi_core.data.video_file import video_header
 from musubi_core.errors import BadFileError
 from musubi_core.generation.settings import DrawSettings
 from musubi_core.generation.text import Encoded
-from musubi_core.models.spec import ArchSpec, GivenPictures, LatentCodec, TakenPictures
+from musubi_core.models.spec import ArchSpec, EncodedPictures, GivenPictures, LatentCodec, TakenPictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
     """Ready to be drawn. Tensors are on the CPU, by canonical cache name, without a batch axis.
 
-    size: of the latent, (C, F, H, W) or (C, H, W). negative: None where no network is asked twice.
+    size: of the latent, (C, F, H, W) or (C, H, W). negative: None where no network is asked twice. result: of
+    several frames the one to show; None for all.
     """
 
     settings: DrawSettings
@@ -37,6 +38,7 @@ class Conditions:
     text: Encoded
     negative: Encoded | None
     pictures: Mapping[str, Tensor]
+    result: int | None = None
 
 
 def has_pictures(settings: DrawSettings) -> bool:
@@ -59,7 +61,7 @@ def prepare(
     train options. Raises BadFileError for a picture that cannot be read, ConfigError for one that is missing.
     """
     shape = spec.latent_with(options)
-    pictures: dict[str, Tensor] = {}
+    pictures = EncodedPictures()
     if has_pictures(settings):
         if codec is None:
             raise ValueError("a prompt with pictures needs a VAE")
@@ -67,16 +69,18 @@ def prepare(
         pictures = spec.encode_pictures(codec, given, options)
     return Conditions(
         settings=settings,
-        size=latent_size(settings, shape),
+        size=latent_size(settings, shape, pictures.frames),
         text=texts[settings.text],
         negative=None if settings.negative_prompt is None else texts[settings.negative_prompt],
-        pictures=pictures,
+        pictures=pictures.tensors,
+        result=None if pictures.frames is None else pictures.result,
     )
 
 
-def latent_size(settings: DrawSettings, shape: LatentShape) -> tuple[int, ...]:
-    """(C, F, H, W), or (C, H, W) where there are no clips."""
-    frames, height, width = shape.size(settings.width, settings.height, settings.frames)
+def latent_size(settings: DrawSettings, shape: LatentShape, frames: int | None = None) -> tuple[int, ...]:
+    """(C, F, H, W), or (C, H, W) where there are no clips. frames: F, where it is not that of the drawing."""
+    usual, height, width = shape.size(settings.width, settings.height, settings.frames)
+    frames = usual if frames is None else frames
     return (shape.channels, frames, height, width) if shape.temporal else (shape.channels, height, width)
 
 
@@ -93,6 +97,7 @@ def read_pictures(settings: DrawSettings, shape: LatentShape, taken: TakenPictur
         control_images=tuple(
             _control(path, settings, taken, shape.pixel_step) for path in given.control_images
         ),
+        one_frame=settings.one_frame,
     )
 
 

@@ -62,7 +62,7 @@ def draw(
         on_step(step)
         if should_stop():
             return None
-    return x
+    return x if conditions.result is None else x[:, :, conditions.result : conditions.result + 1]
 
 
 def start_noise(networks: Networks, conditions: Conditions) -> Tensor:

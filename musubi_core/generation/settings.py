@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from musubi_core.errors import ConfigError
+from musubi_core.generation.one_frame import parse_one_frame
 from musubi_core.generation.prompt import Prompt
-from musubi_core.models.spec import ArchSpec, Expert, SamplingDefaults
+from musubi_core.models.spec import ArchSpec, Expert, OneFrame, SamplingDefaults, TakenPictures
 
 SMALL = 256  # pixels: width and height where none are given, as in musubi-tuner
 MOST_STEPS = 1000
@@ -43,6 +44,7 @@ class DrawSettings:
     shift: float
     sampler: str
     split_uncond: bool
+    one_frame: OneFrame | None
 
 
 def settle_prompt(
@@ -60,14 +62,17 @@ def settle_prompt(
     mended: see `_check`.
     """
     usual = spec.sampling_with(options)
-    _check(prompt, usual)
+    one_frame = None if prompt.one_frame is None else parse_one_frame(prompt.one_frame)
+    prompt = prompt if one_frame is None else _with_controls(prompt)
+    _check(prompt, usual, one_frame)
     lines: list[str] = []
     shape = spec.latent_with(options)
     width, height = (
         _floor(name, value, shape.pixel_step, lines)
         for name, value in (("width", prompt.width or SMALL), ("height", prompt.height or SMALL))
     )
-    frames = _frames(usual.frames if prompt.frames is None else prompt.frames, shape.temporal, lines)
+    usual_frames = usual.frames if prompt.frames is None else prompt.frames
+    frames = _frames(1 if one_frame is not None else usual_frames, shape.temporal, lines)
     scales = _scales(prompt, usual, experts)
     twice = any(scale != 1 for scale in scales)
     negative = usual.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
@@ -92,11 +97,18 @@ def settle_prompt(
         shift=prompt.flow_shift or usual.shift_at(height // shape.spatial, width // shape.spatial),
         sampler=prompt.sampler or usual.samplers[0],
         split_uncond=split_uncond or usual.split_uncond,
+        one_frame=one_frame,
     )
     return settings, tuple(lines)
 
 
-def _check(prompt: Prompt, usual: SamplingDefaults) -> None:
+def _with_controls(prompt: Prompt) -> Prompt:
+    """Start and last picture become controls where one frame is drawn and no others are given."""
+    both = tuple(path for path in (prompt.image, prompt.end_image) if path is not None)
+    return replace(prompt, image=None, end_image=None, control_images=prompt.control_images or both)
+
+
+def _check(prompt: Prompt, usual: SamplingDefaults, one_frame: OneFrame | None) -> None:
     """Raises ConfigError for numbers out of range, foreign samplers, and pictures too few or too many."""
     limits = {"seed": (0, MOST_SEED), "guidance": (0, MOST), "flow_shift": (0, MOST)}
     limits |= dict.fromkeys(("cfg_scale", "cfg_scale_high"), (-MOST, MOST))
@@ -109,6 +121,18 @@ def _check(prompt: Prompt, usual: SamplingDefaults) -> None:
             f"The sampler {prompt.sampler!r} of {_quoted(prompt)} is not known here; choose "
             f"{', '.join(usual.samplers)}."
         )
+    taken = usual.pictures
+    if one_frame is not None:
+        if not taken.one_frame[1]:
+            raise ConfigError(
+                f"--of was given in {_quoted(prompt)}, and this network draws no single frames."
+            )
+        if len(one_frame.controls) != len(prompt.control_images):
+            raise ConfigError(
+                f"--of names {len(one_frame.controls)} times of control pictures (control_index), and "
+                f"{_quoted(prompt)} gives {len(prompt.control_images)} pictures (--ci). Give a time for each."
+            )
+        taken = TakenPictures(control_images=taken.one_frame)
     counts = {
         "image": int(prompt.image is not None),
         "end_image": int(prompt.end_image is not None),
@@ -116,7 +140,7 @@ def _check(prompt: Prompt, usual: SamplingDefaults) -> None:
         "control_images": len(prompt.control_images),
     }
     for kind, count in counts.items():
-        least, most = getattr(usual.pictures, kind)
+        least, most = getattr(taken, kind)
         if count < least:
             raise ConfigError(
                 f"This network draws from a {KINDS[kind]}, and {_quoted(prompt)} gives "

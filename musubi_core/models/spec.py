@@ -143,7 +143,7 @@ class TakenPictures:
     """Which pictures a drawing takes beside its prompt: of each kind the fewest and the most.
 
     None: any number. control_size: (width, height) of a control picture -> the size that it is brought to;
-    without it that of the drawing.
+    without it that of the drawing. one_frame: control pictures of a `OneFrame`; at most 0: not offered.
     """
 
     image: tuple[int, int | None] = (0, 0)
@@ -151,6 +151,20 @@ class TakenPictures:
     control_video: tuple[int, int | None] = (0, 0)
     control_images: tuple[int, int | None] = (0, 0)
     control_size: Callable[[int, int], tuple[int, int]] | None = None
+    one_frame: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneFrame:
+    """A single frame, drawn at a time of its own among control pictures at theirs.
+
+    target: None for the architecture's usual time. controls: one per control picture. without: parts that
+    are left out, "no_2x", "no_4x" or "no_post".
+    """
+
+    target: int | None = None
+    controls: tuple[int, ...] = (0,)
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +181,20 @@ class GivenPictures:
     end_image: Tensor | None = None
     control_video: Tensor | None = None
     control_images: tuple[Tensor, ...] = ()
+    one_frame: OneFrame | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPictures:
+    """Tensors for `sample_conditioning`, without a batch axis, under the names that caches have for them.
+
+    `latents_image` is the picture to begin with. frames: of the latent, where they are not those of the
+    drawing; `result` is then the one to show.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    frames: int | None = None
+    result: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,8 +294,8 @@ def _not_released() -> Shapes:
     return {}
 
 
-def _takes_none(codec: LatentCodec, given: GivenPictures, options: Any) -> dict[str, Tensor]:
-    return {}
+def _takes_none(codec: LatentCodec, given: GivenPictures, options: Any) -> EncodedPictures:
+    return EncodedPictures()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,9 +341,8 @@ class ArchSpec:
     sampling: SamplingDefaults
     sample_conditioning: Callable[[Batch, float, Any], Conditioning]  # (batch, guidance, options)
 
-    # (VAE, pictures, settled train options) -> tensors for `sample_conditioning`, without a batch axis, under
-    # the names that caches have for them; `latents_image` for the picture to begin with
-    encode_pictures: Callable[[LatentCodec, GivenPictures, Any], dict[str, Tensor]] = _takes_none
+    # (VAE, pictures, settled train options) -> the pictures of a drawing, as latent caches would hold them
+    encode_pictures: Callable[[LatentCodec, GivenPictures, Any], EncodedPictures] = _takes_none
     # (shape of a latent, generator) -> the noise that a drawing starts from, float32; None: one draw of all
     noise: Callable[[tuple[int, ...], torch.Generator], Tensor] | None = None
 

@@ -15,9 +15,10 @@ from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.generation.conditions import has_pictures, read_pictures
 from musubi_core.generation.draw import draw
 from musubi_core.models.flux_kontext.sizes import SIZES, nearest_size
-from musubi_core.models.spec import GivenPictures, Pixels
+from musubi_core.models.spec import EncoderRequest, GivenPictures, Pixels
 
 WIDTH, HEIGHT, FRAMES = 32, 48, 5
+CPU = torch.device("cpu")
 EXACT = {"atol": 0.0, "rtol": 0.0}
 
 
@@ -160,10 +161,10 @@ def test_a_first_frame_reaches_hunyuan_video_as_it_does_in_training(tiny):
     text = {"llm": torch.zeros(1, 4, 8), "llm_mask": torch.ones(1, 4), "clipL": torch.zeros(1, 8)}
     trained = model.spec.training_input({**text, "latents": cached["latents"][None]}, options)
     shown = model.spec.sample_conditioning(
-        {**text, "latents_image": found["latents_image"][None]}, 1, options
+        {**text, "latents_image": found.tensors["latents_image"][None]}, 1, options
     )
     assert torch.equal(shown["first_frame"], trained.conditioning["first_frame"])
-    assert model.spec.encode_pictures(model.codec, replace(given, image=None), options) == {}
+    assert model.spec.encode_pictures(model.codec, replace(given, image=None), options).tensors == {}
 
 
 def test_a_longer_clip_begins_with_the_same_noise_as_a_shorter_one(tiny):
@@ -230,3 +231,66 @@ def test_a_short_control_clip_stands_still_at_its_end_and_a_large_one_is_scaled(
     assert torch.equal(found[2], found[4])
     halved = clip.float().view(3, 48, 2, 32, 2, 3).mean(dim=(2, 4))
     assert np.abs(found[:3].numpy() - halved.numpy()).max() <= 0.5
+
+
+@pytest.mark.parametrize(("task", "controls"), [("i2v-14B", 1), ("flf2v-14B", 2), ("i2v-14B", 2)])
+def test_one_frame_is_drawn_among_controls_that_are_encoded_as_cached_ones_are(
+    tiny, tmp_path, task, controls
+):
+    model = tiny(f"wan/{task}")
+    times, target = (0, 9)[:controls], 4
+    paths = tuple(saved(tmp_path / f"{number}.png", number) for number in range(controls))
+    conditions = model.conditions(
+        control_images=paths,
+        one_frame=f"target_index={target},control_index={';'.join(map(str, times))}",
+        frames=81,
+    )
+    options = replace(model.own(model.spec.latent_options), one_frame=True)
+    request = EncoderRequest(device=CPU, dtype=torch.float32, options=options, weights=model.files.vae)
+    item = Pixels(
+        frames=pixels(50)[None],
+        seeds=[0],
+        controls=[[pixels(number) for number in range(controls)]],
+        item_options={"fp_1f_clean_indices": list(times), "fp_1f_target_index": target},
+    )
+    (cached,) = model.spec.latents(request).open().encode(item)
+    del cached["latents"]
+    assert set(conditions.pictures) == set(cached)
+    for name, tensor in cached.items():
+        torch.testing.assert_close(conditions.pictures[name].to(tensor.dtype), tensor, **EXACT)
+    assert conditions.settings.frames == 1
+    assert conditions.size[1] == controls + 1
+    whole = draw(model.networks, replace(conditions, result=None))
+    one = draw(model.networks, conditions)
+    assert torch.equal(one[:, :, 0], whole[:, :, 1]), "the target is second in the order of times"
+
+
+def test_start_and_last_picture_serve_as_controls_of_one_frame(tiny, tmp_path):
+    model = tiny("wan/flf2v-14B")
+    ends = {"image": saved(tmp_path / "a.png", 1), "end_image": saved(tmp_path / "b.png", 2)}
+    times = "target_index=4,control_index=0;9"
+    found = model.conditions(one_frame=times, **ends).pictures
+    expected = model.conditions(one_frame=times, control_images=tuple(ends.values())).pictures
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "message"),
+    [
+        ("hunyuan_video", "target_index=1", "draws no single frames"),
+        ("wan/i2v-14B", "target_index=x", r"'target_index=x' is not understood; expected a list of target_"),
+        ("wan/i2v-14B", "no_8x", "'no_8x' is not understood"),
+        ("wan/i2v-14B", "control_index=0", "names no time for the frame that is drawn"),
+        ("wan/i2v-14B", "target_index=0,control_index=0", "times must differ"),
+        ("wan/i2v-14B", "target_index=1,control_index=0;2", r"names 2 times .* gives 1 pictures"),
+        ("wan/i2v-14B", "target_index=1,no_post", None),
+    ],
+)
+def test_times_that_cannot_be_are_refused(tiny, tmp_path, name, of, message):
+    model = tiny(name)
+    flags = {"one_frame": of, "control_images": (saved(tmp_path / "a.png", 1),)}
+    if message is None:
+        assert model.conditions(**flags).settings.one_frame.without == {"no_post"}
+        return
+    with pytest.raises(ConfigError, match=message):
+        model.conditions(**flags)

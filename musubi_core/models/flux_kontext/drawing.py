@@ -10,7 +10,7 @@ from torch import Tensor
 from musubi_core.models.flux_kontext.model import unpack
 from musubi_core.models.flux_kontext.options import TrainOptions
 from musubi_core.models.flux_kontext.vae import VaeCodec
-from musubi_core.models.spec import GivenPictures, LatentCodec
+from musubi_core.models.spec import EncodedPictures, GivenPictures, LatentCodec
 
 
 def noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -21,8 +21,9 @@ def noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return unpack(drawn, (height, width))[0]
 
 
-def encode_pictures(codec: LatentCodec, given: GivenPictures, options: TrainOptions) -> dict[str, Tensor]:
+def encode_pictures(codec: LatentCodec, given: GivenPictures, options: TrainOptions) -> EncodedPictures:
     """latents_control (C, h, w) of the first control picture, latents_control_1 of the second, ..."""
     vae = cast(VaeCodec, codec)
     controls = [[picture[None]] for picture in given.control_images]
-    return {name: tensor[0] for name, tensor in vae.encode_controls(controls).items()}
+    found = vae.encode_controls(controls)
+    return EncodedPictures(tensors={name: tensor[0] for name, tensor in found.items()})

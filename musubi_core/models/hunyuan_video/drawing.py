@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from musubi_core.models.hunyuan_video.options import TrainOptions
-from musubi_core.models.spec import GivenPictures, LatentCodec, Pixels
+from musubi_core.models.spec import EncodedPictures, GivenPictures, LatentCodec, Pixels
 
 
 def noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -16,9 +16,9 @@ def noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.cat(drawn, dim=1)
 
 
-def encode_pictures(codec: LatentCodec, given: GivenPictures, options: TrainOptions) -> dict[str, Tensor]:
+def encode_pictures(codec: LatentCodec, given: GivenPictures, options: TrainOptions) -> EncodedPictures:
     """latents_image (C, 1, h, w), as the cache of a picture would hold it, not scaled."""
     if given.image is None:
-        return {}
+        return EncodedPictures()
     (found,) = codec.encode(Pixels(frames=given.image[None, None], seeds=[given.seed]))
-    return {"latents_image": found["latents"]}
+    return EncodedPictures(tensors={"latents_image": found["latents"]})

@@ -8,6 +8,7 @@ from musubi_core.config import LatentShape
 from musubi_core.models.spec import SamplingDefaults, TakenPictures
 from musubi_core.models.wan.colours import WAN21
 from musubi_core.models.wan.negative import negative_prompt
+from musubi_core.models.wan.one_frame import MOST_CONTROLS
 from musubi_core.models.wan.options import LatentOptions, TrainOptions
 from musubi_core.models.wan.released import RELEASED, SMALL_SHIFT_AREA
 from musubi_core.models.wan.tasks import TASKS, Task
@@ -81,4 +82,5 @@ def _pictures(task: Task) -> TakenPictures:
         image=(image, int(optional)),
         end_image=(int(task.end), int(task.start and not task.control)),
         control_video=(int(task.control), int(task.control)),
+        one_frame=(1, MOST_CONTROLS) if task.start and not task.control else (0, 0),
     )

@@ -26,7 +26,7 @@ from musubi_core.errors import ConfigError
 from musubi_core.files.digest import weights_identity
 from musubi_core.models.spec import EncoderRequest, LatentEncoding, Pixels
 from musubi_core.models.wan.images import clip_input, frame_mask, with_unknown_frames
-from musubi_core.models.wan.one_frame import INDEX_OPTIONS, frame_order
+from musubi_core.models.wan.one_frame import INDEX_OPTIONS, FrameOrder, frame_order
 from musubi_core.models.wan.options import LatentOptions
 from musubi_core.models.wan.tasks import Task
 from musubi_core.models.wan.vae import WanVae, math_dtype, open_vae, read_layout
@@ -183,20 +183,27 @@ class WanCodec:
     def _one_frame(self, pixels: Pixels) -> dict[str, Tensor]:
         """Controls and target as frames of one latent, in the order of their times, each encoded alone."""
         order = frame_order(pixels)
-        target = self.signed(pixels.frames)
         controls = [self.signed(control) for control in _control_pictures(pixels)]
-        pictures = [target if slot is None else controls[slot] for slot in order.slots]
-        clean = [self._vae.encode(picture) for picture in pictures]
-        grey = self._vae.encode(torch.zeros_like(target[:1])).expand_as(clean[0])
-        shown = [grey if slot is None else one for slot, one in zip(order.slots, clean, strict=True)]
+        clean = [self.latents_of(picture) for picture in controls]
+        target = self.latents_of(self.signed(pixels.frames))
+        latents = torch.cat([target if slot is None else clean[slot] for slot in order.slots], dim=2)
+        return {"latents": latents, **self.in_order(order, controls, clean)}
+
+    def in_order(
+        self, order: FrameOrder, controls: Sequence[Tensor], clean: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """What the network is shown of control pictures: all but the target, in the order of their times.
+
+        controls: each (B, 3, 1, H, W) in -1..1. clean: their latents, each (B, C, 1, h, w).
+        """
+        grey = self.latents_of(torch.zeros_like(controls[0][:1])).expand_as(clean[0])
+        shown = [grey if slot is None else clean[slot] for slot in order.slots]
         known = torch.tensor([float(slot is not None) for slot in order.slots])
-        latents = torch.cat(clean, dim=2)
-        mask = known.view(1, 1, -1, 1, 1).expand(len(target), 4, -1, *latents.shape[3:])
+        mask = known.view(1, 1, -1, 1, 1).expand(len(clean[0]), 4, -1, *clean[0].shape[3:])
         indices = torch.tensor(order.indices, dtype=torch.int32)
         found = {
-            "latents": latents,
             "latents_image": _masked(mask, torch.cat(shown, dim=2)),
-            "f_indices": indices.expand(len(target), -1),
+            "f_indices": indices.expand(len(clean[0]), -1),
         }
         if self._look is not None:
             views = [self._look(controls[slot][:, :, 0]) for slot in order.slots if slot is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from musubi_core.errors import ConfigError
@@ -40,11 +41,16 @@ def frame_order(pixels: Pixels) -> FrameOrder:
             f"{CLEAN} names {len(clean)} times, and an item has {max(counts)} control pictures. --one_frame "
             f"takes 1 or {MOST_CONTROLS} controls, each with its time."
         )
-    times: dict[int | None, int] = {None: int(target)}
-    times |= {number: int(time) for number, time in enumerate(clean)}
+    return order_of(int(target), [int(time) for time in clean])
+
+
+def order_of(target: int, clean: Sequence[int]) -> FrameOrder:
+    """The order of the times of target and controls. Raises ConfigError for equal or negative ones."""
+    times: dict[int | None, int] = {None: target, **dict(enumerate(clean))}
     if len(set(times.values())) != len(times) or min(times.values()) < 0:
         raise ConfigError(
-            f"{CLEAN} = {clean} and {TARGET} = {target}: times must differ, and must not be negative."
+            f"One frame at the time {target} and controls at {list(clean)} ({TARGET} and {CLEAN}): times "
+            "must differ, and must not be negative."
         )
     slots = tuple(sorted(times, key=lambda slot: times[slot]))
     return FrameOrder(slots=slots, indices=tuple(times[slot] for slot in slots))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,29 +20,52 @@ T = TypeVar("T")
 DYNAMIC = {"auto": None, "true": True, "false": False}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """Lets one module run compiled, or plain."""
+
+    on: Callable[[], None]
+    off: Callable[[], None]
+
+
 class Compiled:
     """The modules that were compiled. Compilation happens when they are called with a new kind of input."""
 
-    def __init__(self, undo: Sequence[Callable[[], None]] = (), emit: Listener = ignore) -> None:
-        """undo: makes a module a plain one again; one for each."""
-        self._undo = tuple(undo)
+    def __init__(self, switches: Sequence[Switch] = (), emit: Listener = ignore) -> None:
+        """switches: one for each module, all on."""
+        self._switches = tuple(switches)
         self._emit = emit
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Inside, the modules are plain ones: inputs of other shapes would change how they are compiled."""
+        for switch in self._switches:
+            switch.off()
+        try:
+            yield
+        finally:
+            for switch in self._switches:
+                switch.on()
 
     def attempt(self, work: Callable[[], T], held: Tensor) -> T:
         """Do `work`, which adds to `held`; when the compiler fails, do it again with plain modules."""
-        if not self._undo:
+        if not self._switches:
             return work()
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo import exc
 
+        # Of more sizes than there may be versions, with --compile_fullgraph; not derived from the others.
+        limit = getattr(exc, "FailOnRecompileLimitHit", ())
         before = held.clone()
         try:
             return work()
-        except (TorchDynamoException, ImportError) as error:
+        except limit:
+            reason = "batches have more sizes than --compile_cache_size_limit allows"
+        except (exc.TorchDynamoException, ImportError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            self._emit(Warned(text=f"torch.compile failed, so the run goes on without it, slower: {reason}"))
-        for undo in self._undo:
-            undo()
-        self._undo = ()
+        self._emit(Warned(text=f"torch.compile failed, so the run goes on without it, slower: {reason}"))
+        for switch in self._switches:
+            switch.off()
+        self._switches = ()
         held.copy_(before)
         return work()
 
@@ -85,16 +109,23 @@ def backend_switches(options: CompileOptions) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
-def _compile_forward(block: nn.Module, arguments: dict[str, Any]) -> Callable[[], None]:
+def _compile_forward(block: nn.Module, arguments: dict[str, Any]) -> Switch:
     """Compile what a block does, but not its own hooks: in one of them, block swap brings its weights in."""
-    block.forward = torch.compile(block.forward, **arguments)
-    return partial(delattr, block, "forward")
+    switch = Switch(
+        on=partial(setattr, block, "forward", torch.compile(block.forward, **arguments)),
+        off=partial(delattr, block, "forward"),
+    )
+    switch.on()
+    return switch
 
 
-def _compile_call(module: nn.Module, arguments: dict[str, Any]) -> Callable[[], None]:
+def _compile_call(module: nn.Module, arguments: dict[str, Any]) -> Switch:
     """Compile a module with all that hangs on it."""
     module.compile(**arguments)
-    return partial(setattr, module, "_compiled_call_impl", None)
+    name = "_compiled_call_impl"
+    return Switch(
+        on=partial(setattr, module, name, getattr(module, name)), off=partial(setattr, module, name, None)
+    )
 
 
 def _known(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from musubi_core.training.options.loop import LoopOptions
 from musubi_core.training.options.model import ModelOptions
 from musubi_core.training.options.optimizer import OptimizerOptions
 from musubi_core.training.options.plan import PlanOptions
+from musubi_core.training.options.samples import SampleOptions
 from musubi_core.training.options.saving import SavingOptions
 from musubi_core.training.options.schedule import ScheduleOptions
 from musubi_core.training.options.timesteps import TimestepOptions
@@ -32,6 +33,7 @@ class TrainConfig:
     schedule: ScheduleOptions
     timesteps: TimestepOptions
     validation: ValidationOptions
+    samples: SampleOptions
     loop: LoopOptions
     saving: SavingOptions
     logging: LoggingOptions
@@ -40,6 +42,8 @@ class TrainConfig:
     swap: SwapConfig
     plan: PlanOptions
     arch_options: object = None  # an instance of the architecture's train_options; None means its defaults
+    # for samples: has `latent` and `text`, instances of its latent_options and text_options; None: defaults
+    encoders: object = None
 
     def check(self) -> None:
         """Raises ConfigError for contradictions, before anything is opened."""
@@ -48,6 +52,7 @@ class TrainConfig:
         self.schedule.check()
         self.timesteps.check()
         self.validation.check()
+        self.samples.check(self.model.vae)
         self.saving.check()
         self.logging.check()
         self.compile.check(split_attention=self.model.split_attn, swapping=bool(self.swap.blocks_to_swap))

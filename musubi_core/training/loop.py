@@ -29,6 +29,7 @@ from musubi_core.training.outputs import LORA, STATE, Outputs, average_name, epo
 from musubi_core.training.plans import StepPlan, StepPlans
 from musubi_core.training.requests import Requests
 from musubi_core.training.running_averages import RunningAverages
+from musubi_core.training.samples import Samples
 from musubi_core.training.state import RunState
 from musubi_core.training.step import Stepper, StepResult
 from musubi_core.training.validation import validation_losses
@@ -80,6 +81,7 @@ class Loop:
     recipe: Recipe
     held_out: tuple[PlannedSample, ...]
     validation: ValidationOptions
+    samples: Samples
     outputs: Outputs
     logs: list[Log]
     position: Position
@@ -102,6 +104,7 @@ class Loop:
         pin = here.device.type == "cuda"
         read = partial(read_step, self.recipe, pin)
         ahead = max(2, self.workers)
+        made: StepPlan | None = None  # the last step of this call
         try:
             reader: ReadAhead[StepPlan, Prepared] = ReadAhead(steps, read, workers=self.workers, limit=ahead)
             with reader:
@@ -112,8 +115,13 @@ class Loop:
                         return False
                     if self.requests.take("save"):
                         self.save_now()
-                    self.one_step(self.plans.at(self.position.step))
+                    if self.samples_due(made):
+                        self.draw()
+                    made = self.plans.at(self.position.step)
+                    self.one_step(made)
             self.save_end()
+            if self.samples_due(made):
+                self.draw()
         except BaseException:
             self.rescue()
             raise
@@ -221,6 +229,27 @@ class Loop:
                 return validation_losses(
                     stepper.experts, self.recipe, self.held_out, self.validation, stepper.processes
                 )
+        finally:
+            self.loras.train()
+
+    def samples_due(self, made: StepPlan | None) -> bool:
+        """Whether to draw the prompts now: after this step, at the very start, or when asked."""
+        options, step = self.samples.options, self.position.step
+        if self.stepper.processes.any(self.requests.take("sample")):
+            if not self.samples:
+                self.emit(Warned(text="There is nothing to draw: this run has no --sample_prompts."))
+            return bool(self.samples)
+        if made is None:
+            return options.sample_at_first and step == 0
+        return options.due(step=step, epoch=made.epoch + 1, ends_epoch=made.ends_epoch)
+
+    def draw(self) -> None:
+        """Draw the prompts with the LoRA as it is. Nothing of the training changes."""
+        stepper = self.stepper
+        self.loras.train(False)
+        try:
+            with evaluating(stepper.optimizer, stepper.gradients.parameters), stepper.compiled.set_aside():
+                self.samples.draw(self.position.step)
         finally:
             self.loras.train()
 

@@ -72,6 +72,12 @@ class StepPlans(Sequence[StepPlan]):
         self.steps_per_epoch = -(-self.batches_per_epoch // together)
         self.total = total if epochs is None else epochs * self.steps_per_epoch
 
+    @property
+    def kinds(self) -> int:
+        """How many sizes of batches there are: buckets, and their short last batches."""
+        batches = [plan.batch.samples for plan in self._epoch_plans(0)]
+        return len({(len(samples), samples[0].item.shapes) for samples in batches})
+
     def at(self, step: int) -> StepPlan:
         """The plan of step `step`, counted from the beginning of the run."""
         epoch, place = divmod(step, self.steps_per_epoch)

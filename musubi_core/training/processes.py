@@ -97,7 +97,9 @@ def join_processes(precision: str | None, timeout_minutes: int | None = None) ->
             device=state.device,
             index=state.process_index,
             count=state.num_processes,
-            precision=precision or os.environ.get("ACCELERATE_MIXED_PRECISION") or usual_precision(state.device),
+            precision=precision
+            or os.environ.get("ACCELERATE_MIXED_PRECISION")
+            or usual_precision(state.device),
         )
     finally:
         if not before:

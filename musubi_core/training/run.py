@@ -16,8 +16,11 @@ from musubi_core.config import values_of
 from musubi_core.data.batches import ItemMemory
 from musubi_core.data.training_set import TrainingSet
 from musubi_core.device.memory import empty_cache
-from musubi_core.device.precision import dtype_of
-from musubi_core.events import Listener, ShouldStop, ignore, never
+from musubi_core.device.precision import autocast_dtype, dtype_of
+from musubi_core.errors import Stopped
+from musubi_core.events import Listener, Note, ShouldStop, ignore, never
+from musubi_core.generation.networks import Networks
+from musubi_core.models.compile_limits import compile_limits
 from musubi_core.models.compiling import backend_switches, compile_network
 from musubi_core.models.spec import ArchSpec
 from musubi_core.offload.experts import Experts
@@ -39,6 +42,7 @@ from musubi_core.training.plan.planning import plan_run
 from musubi_core.training.processes import join_processes, own_random_state
 from musubi_core.training.requests import Requests
 from musubi_core.training.running_averages import RunningAverages
+from musubi_core.training.samples import FOLDER, Prompts, Samples, prepare_prompts
 from musubi_core.training.show_timesteps import show_timesteps
 from musubi_core.training.sides import intervals_of
 from musubi_core.training.state import restore_optimizer
@@ -82,18 +86,32 @@ def train(
         stack.enter_context(backend_switches(config.compile))
         opened = open_run(config, spec, here, emit if here.main else ignore)
         stack.callback(empty_cache, here.device)
+        kinds = opened.plans.kinds + len({item.shapes for item in opened.held_out.items})
+        stack.enter_context(compile_limits(config.compile, kinds, opened.emit))
         stack.enter_context(explained(opened, lambda: loop.position.step if loop is not None else 0))
-        experts = load_experts(opened)
+        prompts = prepare_prompts(opened, should_stop)
+        try:
+            experts = load_experts(opened, should_stop)
+        except Stopped:
+            return not_begun(opened)
         for swap in swap_blocks(opened, experts):
             stack.callback(swap.release)
         loras = attach_loras(opened, experts)
         stack.callback(loras.remove)
         logs = open_logs(opened, stack)
-        loop = make_loop(opened, experts, loras, logs, should_stop=should_stop, requests=requests)
+        samples = make_samples(opened, prompts, experts, should_stop)
+        loop = make_loop(opened, experts, loras, samples, logs, should_stop=should_stop, requests=requests)
         if wanted(config.plan.check_fit, here.device):
             check_fit(opened, loop.stepper)
         finished = loop.run()
         return loop.result(stopped=not finished)
+
+
+def not_begun(opened: Opened) -> TrainResult:
+    """What comes of a run that was stopped while its networks were loaded: what was there stays as it is."""
+    opened.emit(Note(text="Stopped while the model was loaded. Nothing was trained, and no file was changed."))
+    step = opened.state.step if opened.state else 0
+    return TrainResult(step=step, total=opened.plans.total, seed=opened.fresh.seed, stopped=True)
 
 
 def open_logs(opened: Opened, stack: contextlib.ExitStack) -> list[Log]:
@@ -123,6 +141,7 @@ def make_loop(
     opened: Opened,
     experts: Experts,
     loras: Loras,
+    samples: Samples,
     logs: list[Log],
     *,
     should_stop: ShouldStop,
@@ -158,6 +177,7 @@ def make_loop(
         ),
         held_out=held_out_samples(opened.held_out, config.validation.max_validation_items),
         validation=config.validation,
+        samples=samples,
         outputs=Outputs(
             options=config.saving,
             emit=opened.emit,
@@ -176,6 +196,28 @@ def make_loop(
         key_format=config.network.lora_key_format,
         fresh=opened.fresh,
         metadata=partial(lora_metadata, config, opened.spec, facts_of(opened, label)),
+    )
+
+
+def make_samples(opened: Opened, prompts: Prompts, experts: Experts, should_stop: ShouldStop) -> Samples:
+    """What draws the prompts with the networks of the run. Processes share the prompts out."""
+    config, here = opened.config, opened.here
+    return Samples(
+        options=config.samples,
+        prompts=prompts,
+        networks=Networks(
+            spec=opened.spec,
+            options=config.arch_options,
+            experts=opened.experts,
+            at_work=experts.at_work,
+            device=here.device,
+            autocast=autocast_dtype(here.precision),
+        ),
+        folder=config.saving.output_dir / FOLDER,
+        name=config.saving.output_name,
+        emit=opened.emit,
+        should_stop=should_stop,
+        share=(here.index, here.count),
     )
 
 

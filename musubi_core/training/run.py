@@ -108,8 +108,8 @@ def train(
 
 
 def not_begun(opened: Opened) -> TrainResult:
-    """What comes of a run that was stopped while its networks were loaded: what was there stays as it is."""
-    opened.emit(Note(text="Stopped while the model was loaded. Nothing was trained, and no file was changed."))
+    """What comes of a run that was stopped while its networks were loaded: nothing."""
+    opened.emit(Note(text="Stopped while the model was loaded. Nothing was trained."))
     step = opened.state.step if opened.state else 0
     return TrainResult(step=step, total=opened.plans.total, seed=opened.fresh.seed, stopped=True)
 

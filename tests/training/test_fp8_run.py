@@ -34,6 +34,7 @@ def load(request: LoadRequest) -> nn.Module:
             dtype_of=lambda name: request.dtype,
             transform=request.transform,
             quantisation=request.quantisation,
+            watch=request.watch,
         )
     loaded.append(net)
     return net

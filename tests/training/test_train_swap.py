@@ -180,7 +180,7 @@ class Graphs:
     """A compiler that compiles nothing and counts how often it is asked."""
 
     def __init__(self, name: str) -> None:
-        self.count = 0
+        self.count, self.name = 0, name
         torch._dynamo.register_backend(compiler_fn=self, name=name)
 
     def __call__(self, graph, inputs):
@@ -206,6 +206,45 @@ def test_graphs_are_bounded_by_the_number_of_buckets(place, swap, dynamic):
         counts.append(graphs.count)
     assert counts[0] == counts[1]
     assert 0 < counts[0] <= 2 * len(sizes)
+
+
+def warned_of_compiling(events) -> list[str]:
+    return [e.text for e in events if isinstance(e, Warned) and "compile" in e.text]
+
+
+MANY = tuple((1, 4, 4 + 2 * width) for width in range(7))
+
+
+@pytest.mark.parametrize("more", [{}, {"validation_split": 0.2, "validate_every_n_steps": 5}], ids=str)
+def test_more_sizes_than_torch_keeps_versions_for_are_all_compiled(tmp_path, more):
+    torch._dynamo.reset()
+    before = torch._dynamo.config.cache_size_limit
+    place = write_workplace(tmp_path, blocks=BLOCKS, grids=MANY, batch_size=1)
+    graphs = Graphs("counting_many" + "_validated" * bool(more))
+    assert 2 * len(MANY) > before
+    expected, _ = run(place, max_train_steps=14, **more)
+    options = {"compile": True, "compile_backend": graphs.name, "compile_dynamic": "false", **more}
+    found, events = run(place, max_train_steps=14, **options)
+    assert same(found, expected)
+    assert not warned_of_compiling(events)
+    trained = len(MANY) - bool(more)
+    assert 2 * trained <= graphs.count <= 2 * trained + bool(more)
+    assert torch._dynamo.config.cache_size_limit == before
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_sizes_beyond_the_limit_that_was_asked_for_are_told_in_one_line(tmp_path, fullgraph, caplog):
+    torch._dynamo.reset()
+    place = write_workplace(tmp_path, blocks=BLOCKS, grids=MANY, batch_size=1)
+    expected, _ = run(place, max_train_steps=7)
+    options = {"compile": True, "compile_backend": "eager", "compile_dynamic": "false"}
+    options |= {"compile_cache_size_limit": 3, "compile_fullgraph": fullgraph}
+    found, events = run(place, max_train_steps=7, **options)
+    assert same(found, expected)
+    said = "torch.compile failed" if fullgraph else "more sizes than the compiler may keep versions for"
+    (line,) = warned_of_compiling(events)
+    assert said in line
+    assert not [record for record in caplog.records if "torch._dynamo hit" in str(record.msg)]
 
 
 def test_a_swapped_block_compiles_in_one_piece(place):

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from musubi_core.data.batches import load_batch
-from musubi_core.data.order import BatchPlan, PlannedSample
+from musubi_core.data.batches import load_item
 from musubi_core.data.training_set import CachedItem
-from musubi_core.models.spec import ArchSpec, EncoderRequest, LoadRequest
+from musubi_core.generation.conditions import Conditions
+from musubi_core.generation.draw import draw
+from musubi_core.generation.networks import Networks
+from musubi_core.generation.prompt import Prompt
+from musubi_core.generation.settings import settle_prompt
+from musubi_core.models.spec import ArchSpec, EncoderRequest, LatentCodec, LoadRequest
 from musubi_core.networks.building import build_network
 from musubi_core.networks.config import NetworkConfig
 from musubi_core.networks.targets import Targets
-from musubi_core.sampling.euler import euler
-from musubi_core.sampling.solving import flow_times, last
 
 if TYPE_CHECKING:
     from musubi_core.networks.network import Network
@@ -29,33 +30,36 @@ if TYPE_CHECKING:
 class Sampler:
     """What every sample of the demo shares."""
 
-    spec: ArchSpec
-    model: nn.Module
-    network: Network
-    codec: Any
+    networks: Networks
+    lora: Network
+    codec: LatentCodec
     steps: int
 
     def picture(self, item: CachedItem, seed: int, *, with_lora: bool) -> np.ndarray:
         """(H, W, 3) uint8 from the caption and the controls of a cached picture, in the size of that picture.
 
-        Equal seeds start from equal noise.
+        Equal seeds start from equal noise. Without guidance by a negative prompt: the weights are random.
         """
-        spec, options = self.spec, self.spec.train_options()
-        batch = load_batch(BatchPlan(dataset=0, samples=(alone(item),)))
-        latents = batch.pop("latents")  # what is to be drawn is not among the things to draw it from
-        assert isinstance(latents, Tensor)  # pictures of one size are stacked
-        usual = spec.sampling_with(options)
-        conditioning = spec.sample_conditioning(batch, usual.guidance, options)
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-        shift = usual.shift_at(*latents.shape[-2:])
-        self.network.enabled = with_lora
-
-        def velocity(x: Tensor, t: float) -> Tensor:
-            return spec.predict(self.model, x, torch.full((len(x),), t), conditioning, options)
-
-        with torch.no_grad():
-            latent = last(euler(velocity, noise, flow_times(self.steps, shift)))
-            return self.codec.decode(latent)[0, 0].cpu().numpy()
+        spec, options = self.networks.spec, self.networks.options
+        tensors = load_item(item)
+        latents = tensors.pop("latents")  # what is to be drawn is not among the things to draw it from
+        stride = spec.latent_with(options).spatial
+        prompt = Prompt(
+            text=item.stem,
+            width=latents.shape[-1] * stride,
+            height=latents.shape[-2] * stride,
+            frames=1,
+            seed=seed,
+            steps=self.steps,
+            cfg_scale=1.0,
+        )
+        settings, _ = settle_prompt(prompt, spec, options, experts=self.networks.experts, seed=seed)
+        size = tuple(latents.shape)
+        conditions = Conditions(settings=settings, size=size, text=tensors, negative=None, pictures={})
+        self.lora.enabled = with_lora
+        latent = draw(self.networks, conditions)
+        assert latent is not None  # nobody stops it
+        return self.codec.decode(latent)[0, 0].cpu().numpy()
 
 
 def open_sampler(
@@ -63,7 +67,8 @@ def open_sampler(
 ) -> Sampler:
     """Load the network, the LoRA with the ranks of its own file, and the VAE, all in float32 on the CPU."""
     cpu = torch.device("cpu")
-    model = spec.load(LoadRequest(path=dit, device=cpu, dtype=torch.float32))
+    options = spec.settle(dit, spec.train_options())
+    model = spec.load(LoadRequest(path=dit, device=cpu, dtype=torch.float32, options=options))
     network = build_network(
         model,
         NetworkConfig(network_weights=lora, dim_from_weights=True),
@@ -74,9 +79,14 @@ def open_sampler(
     network.apply_to(model)
     request = EncoderRequest(device=cpu, dtype=torch.float32, options=latent_options, weights=vae)
     return Sampler(
-        spec=spec,
-        model=model,
-        network=network,
+        networks=Networks(
+            spec=spec,
+            options=options,
+            experts=spec.experts(dit, options),
+            at_work=lambda side: model,
+            device=cpu,
+        ),
+        lora=network,
         codec=spec.latents(request).open(),
         steps=steps,
     )
@@ -93,8 +103,3 @@ def base_beside_lora(
         )
         for index, item in enumerate(items)
     ]
-
-
-def alone(item: CachedItem) -> PlannedSample:
-    """A cached item as the only one of a batch."""
-    return PlannedSample(dataset=0, index=0, repeat=0, item=item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from torch import nn
 from musubi_core.events import Listener, Note
 from musubi_core.generation.lora_options import LoraUse
 from musubi_core.models.spec import ArchSpec, LoadRequest
-from musubi_core.networks.layer import Layer
 from musubi_core.networks.merging import WeightMerge
 from musubi_core.networks.network import Network
 from musubi_core.networks.of_files import chosen, layers_of, network_of
@@ -67,7 +66,7 @@ def read_loras(spec: ArchSpec, request: LoadRequest, uses: Sequence[LoraUse]) ->
     """
     if not uses:
         return ()
-    layers, targets = _layers(spec, request), targets_of(spec)
+    layers, targets = layers_of(empty_network(spec, request)), targets_of(spec)
     return tuple(
         ReadLora(
             file=chosen(read_lora(use.path), layers, targets, include=use.include, exclude=use.exclude),
@@ -106,6 +105,6 @@ def hang_beside(
     return tuple(networks)
 
 
-def _layers(spec: ArchSpec, request: LoadRequest) -> dict[str, Layer]:
-    empty: Callable[[LoadRequest], nn.Module] = spec.load
-    return layers_of(empty(replace(request, device=META, quantisation=None, placement=None, transform=None)))
+def empty_network(spec: ArchSpec, request: LoadRequest) -> nn.Module:
+    """The network without memory, for its names and sizes; only the header of its file is read."""
+    return spec.load(replace(request, device=META, quantisation=None, placement=None, transform=None))

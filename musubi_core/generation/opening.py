@@ -14,12 +14,12 @@ from musubi_core.device.precision import autocast_dtype, dtype_of, pick_device, 
 from musubi_core.errors import ConfigError
 from musubi_core.events import Listener, Warned
 from musubi_core.generation.config import PARTS, GenerateConfig, arch_options_class
-from musubi_core.generation.loading import ReadLora, read_loras
+from musubi_core.generation.loading import ReadLora, empty_network, read_loras
 from musubi_core.generation.lora_options import LoraOptions, LoraUse
 from musubi_core.models.detection import architecture_of
 from musubi_core.models.registry import architecture
 from musubi_core.models.spec import ArchSpec, EncoderRequest, Expert, LatentEncoding, LoadRequest
-from musubi_core.models.swapping import placing
+from musubi_core.models.swapping import placing, swapped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +105,8 @@ def open_model(config: GenerateConfig, spec: ArchSpec | None, emit: Listener) ->
         device=device,
         dtype=autocast_dtype(config.model.mixed_precision or usual_precision(device)) or torch.float32,
     )
+    if config.model.swap.blocks_to_swap:
+        swapped(spec, config.model.swap, empty_network(spec, opened.load_request(experts[0], device)))
     loras = tuple(
         read_loras(spec, opened.load_request(expert, device), wanted)
         for expert, wanted in zip(experts, uses, strict=True)

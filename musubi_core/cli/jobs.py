@@ -5,6 +5,7 @@ Nothing is imported before a job is asked for, so that `musubi --help` answers a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,7 +23,8 @@ class Job:
     config, run: "module:name". run takes (config, listener, should_stop); what it returns is not used.
     arch_options: attribute of ArchSpec that holds the architecture's own options for this job, or
     "module:name" of a function that makes their class from the spec. without: attribute of ArchSpec that
-    names those of them that the job has no use for.
+    names those of them that the job has no use for. take_arch_options: "module:name" of what puts an instance
+    of that class into the config; usually it becomes `arch_options`.
     checkpoint: option whose file tells the architecture. positional: option that needs no flag.
     """
 
@@ -32,6 +34,7 @@ class Job:
     run: str
     arch_options: str = ""
     without: str = ""
+    take_arch_options: str = ""
     checkpoint: str = ""
     positional: str = ""
 
@@ -51,6 +54,12 @@ class Job:
             make = _look_up(self.arch_options)
             return {spec.name: make(spec) for spec in architectures()}
         return {spec.name: getattr(spec, self.arch_options) for spec in architectures()}
+
+    def with_arch_options(self, config: Any, options: Any) -> Any:
+        """The config with its architecture's own options inside."""
+        if self.take_arch_options:
+            return _look_up(self.take_arch_options)(config, options)
+        return dataclasses.replace(config, arch_options=options)
 
     def hidden(self) -> dict[str, tuple[str, ...]]:
         """For every registered architecture, the options of its class that the job does not have."""
@@ -87,7 +96,8 @@ JOBS: dict[str, Job] = {
             help="Train a LoRA on cached data.",
             config="musubi_core.training.config:TrainConfig",
             run="musubi_core.cli.work:train",
-            arch_options="train_options",
+            arch_options="musubi_core.generation.config:arch_options_class",
+            take_arch_options="musubi_core.training.config:with_arch_options",
             checkpoint="dit",
         ),
         Job(

@@ -32,15 +32,10 @@ LATER_OPTIONS: dict[str, tuple[LaterOption, ...]] = {
     ),
     "cache-text": _options(switches="fp8_vl", values="text_encoder model_version"),
     "train": _options(
-        switches="""img_in_txt_in_offloading disable_numpy_memmap sample_at_first
-            fp8_llm fp8_t5 fp8_vl vae_tiling vae_cache_cpu one_frame f1 bulk_decode
-            remove_first_image_from_target
-            save_state_to_huggingface resume_from_huggingface async_upload""",
-        values="""sample_prompts sample_every_n_steps
-            sample_every_n_epochs vae_dtype vae_chunk_size vae_spatial_tile_sample_min_size text_encoder
-            text_encoder1 text_encoder2 text_encoder_dtype t5 clip image_encoder model_version num_layers
-            latent_window_size huggingface_repo_id huggingface_repo_type
-            huggingface_path_in_repo huggingface_token huggingface_repo_visibility""",
+        switches="""img_in_txt_in_offloading disable_numpy_memmap fp8_vl f1 bulk_decode
+            remove_first_image_from_target save_state_to_huggingface resume_from_huggingface async_upload""",
+        values="""text_encoder image_encoder model_version num_layers latent_window_size huggingface_repo_id
+            huggingface_repo_type huggingface_path_in_repo huggingface_token huggingface_repo_visibility""",
     ),
     "generate": _options(
         switches="""bulk_decode cpu_noise exclude_single_blocks f1 img_in_txt_in_offloading lazy_loading

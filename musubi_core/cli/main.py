@@ -6,7 +6,6 @@ one message; 128 + signal (130 for Ctrl-C) after a stop that was asked for; 1 fo
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import sys
@@ -123,7 +122,7 @@ def configure(job: Job, settings: dict[str, Setting]) -> Any:
     config = config_of(job.config_class(), settings)
     hidden = job.hidden().get(name, ())
     own = {option: setting for option, setting in settings.items() if option not in hidden}
-    return dataclasses.replace(config, arch_options=config_of(arch_classes[name], own))
+    return job.with_arch_options(config, config_of(arch_classes[name], own))
 
 
 def _is_first_process() -> bool:

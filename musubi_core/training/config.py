@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from musubi_core.errors import ConfigError
 from musubi_core.models.compile_options import CompileOptions
@@ -71,3 +72,8 @@ class TrainConfig:
                 f"{self.schedule.lr_scheduler_type or self.schedule.lr_scheduler}. Use lr_scheduler "
                 "constant, and --optimizer_args warmup_steps=100 for a warm-up."
             )
+
+
+def with_arch_options(config: TrainConfig, options: Any) -> TrainConfig:
+    """The config with an architecture's options: `train`, and `latent` and `text` for samples."""
+    return replace(config, arch_options=options.train, encoders=options)

@@ -109,7 +109,7 @@ def test_a_damaged_picture_is_named_and_the_others_are_cached(
         (["--architecture", "hunyuan"], "unknown architecture 'hunyuan'. Did you mean hunyuan_video"),
         (["--optimizer_args", "betas"], "betas"),
         (["--network_args", "rank_dropot=0.1"], "rank_dropout"),
-        (["--vae_tiling"], "--vae_tiling is known from musubi-tuner but not available"),
+        (["--async_upload"], "--async_upload is known from musubi-tuner but not available"),
     ],
 )
 def test_a_wrong_option_ends_with_2_and_names_itself(

@@ -116,9 +116,9 @@ def test_an_option_of_a_later_version_is_refused_by_name(capsys: pytest.CaptureF
         "--save_state_to_huggingface is known from musubi-tuner but not available in this version"
         in capsys.readouterr().err
     )
-    (tmp_path / "run.toml").write_text("sample_every_n_steps = 20", encoding="utf-8")
+    (tmp_path / "run.toml").write_text("num_layers = 20", encoding="utf-8")
     assert cli.main(["train", "--config_file", str(tmp_path / "run.toml")]) == 2
-    assert "run.toml: --sample_every_n_steps is known" in capsys.readouterr().err
+    assert "run.toml: --num_layers is known" in capsys.readouterr().err
 
 
 def test_a_switch_of_a_later_version_may_be_off_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -100,7 +100,7 @@ class Place:
     def lora(self, out: str, name: str = "lora") -> dict[str, torch.Tensor]:
         return load_file(self.root / out / f"{name}.safetensors")
 
-    def generated(self, lora: Path) -> np.ndarray:
+    def generated(self, lora: Path, **options: Any) -> np.ndarray:
         """The first prompt as `generate` draws it with a finished LoRA beside the layers."""
         values = {
             "dit": self.files.dit,
@@ -113,7 +113,12 @@ class Place:
             "save_path": self.root / "drawn",
         }
         config = build(GenerateConfig, values, where="the test")
-        config = replace(config, arch_options=arch_options(self.spec, **self.files.options))
+        high = [lora] if "dit_high_noise" in options else []
+        config = replace(
+            config,
+            arch_options=arch_options(self.spec, **self.files.options, **options),
+            loras=replace(config.loras, lora_weight_high_noise=tuple(high)),
+        )
         first, *_ = generate(config)
         return np.asarray(Image.open(first))
 
@@ -164,6 +169,23 @@ def test_samples_are_the_pictures_of_generate_and_the_training_does_not_notice_t
         assert np.array_equal(ours, theirs)
     first, last = (np.asarray(p.frames[0], np.int64) for p in (previews[0], previews[-2]))
     assert np.abs(first - last).max() > 0, "the LoRA shows"
+
+
+def test_both_networks_of_a_pair_draw(place, tmp_path):
+    here: Place = place("wan")
+    pair = {"task": "t2v-A14B", "dit_high_noise": here.spec.write_tiny(tmp_path, 9).dit}
+    found = {}
+    for boundary in (0.2, 0.8):
+        given = {**pair, "timestep_boundary": boundary}
+        config = here.config(f"pair {boundary}", sample_prompts=here.prompts, sample_every_n_steps=4)
+        config = replace(config, arch_options=build(here.spec.train_options, given, where="the test"))
+        events: list[Event] = []
+        train(config, events.append)
+        sample = next(event.frames[0] for event in events if isinstance(event, Preview))
+        lora = config.saving.output_dir / "lora.safetensors"
+        assert np.array_equal(sample, here.generated(lora, **given))
+        found[boundary] = sample
+    assert not np.array_equal(found[0.2], found[0.8])
 
 
 def test_samples_say_what_they_were_made_of(place):

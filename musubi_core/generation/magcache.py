@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from musubi_core.events import FileWritten, Listener, Note, Warned
 from musubi_core.files.replace import write_text
 from musubi_core.generation.conditions import Conditions
 from musubi_core.generation.networks import Networks, sides
+from musubi_core.generation.prompt import Prompt
 from musubi_core.sampling.evaluation import Ask, Evaluation, VelocityWrapper
 from musubi_core.sampling.magcache import always_computed, nearest, skip_plan
 from musubi_core.sampling.magcache_calibration import doubts, measured_table
@@ -36,10 +37,11 @@ def magcache(
 ) -> Iterator[VelocityWrapper | None]:
     """What `draw` is to be wrapped in; None where every step is computed anyway.
 
+    What the prompt says of MagCache comes before the options, but does not turn it on.
     folder: where a calibration run puts its file, named after the model and the number of steps, when the
     drawing is done. Raises ConfigError for ratios that cannot be read.
     """
-    wrapper = _wrapper(config, networks, conditions, folder, tell)
+    wrapper = _wrapper(_for_prompt(config, conditions.settings.given), networks, conditions, folder, tell)
     if wrapper is None:
         yield None
         return
@@ -59,6 +61,13 @@ def ratio_tables(config: MagCacheConfig) -> tuple[RatioTable, ...]:
     if source is None or source.lists:
         return ()
     return shipped_tables() if source.file is None else read_tables(source.file)
+
+
+def _for_prompt(config: MagCacheConfig, prompt: Prompt) -> MagCacheConfig:
+    """The options with the prompt's own settings in their place."""
+    names = ("magcache_retention_ratio", "magcache_threshold", "magcache_k")
+    given = {name: getattr(prompt, name) for name in names if getattr(prompt, name) is not None}
+    return replace(config, **given)
 
 
 def _wrapper(

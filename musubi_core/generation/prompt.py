@@ -30,4 +30,9 @@ class Prompt:
     control_video: Path | None = None  # cn, a clip or a folder of pictures
     control_images: tuple[Path, ...] = ()  # ci, pictures to edit or to refer to
     resize_controls: bool = True  # False: control pictures keep their size, cut to what the network can take
+    video: Path | None = None  # a clip to begin with in the place of noise
+    strength: float | None = None  # how much of it is drawn anew, 0..1
     one_frame: str | None = None  # of, e.g. "target_index=1,control_index=0"
+    magcache_retention_ratio: float | None = None  # mcrr; these three without effect unless MagCache is on
+    magcache_threshold: float | None = None  # mct
+    magcache_k: int | None = None  # mck

@@ -40,6 +40,24 @@ def _number(text: str) -> float:
     return value
 
 
+def _not_negative(text: str) -> float:
+    value = _number(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _share(text: str) -> float:
+    value = _not_negative(text)
+    if value > 1:
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    return _whole(str(_not_negative(text)))
+
+
 def _unquoted(text: str) -> Path:
     """A path may stand in quotes, as file managers copy it."""
     inside = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
@@ -84,6 +102,27 @@ FIELDS = (
         many=True,
     ),
     _Field(name="one_frame", key="one_frame", flag="of", read=str, expected="a text"),
+    _Field(
+        name="magcache_retention_ratio",
+        key="magcache_retention_ratio",
+        flag="mcrr",
+        read=_share,
+        expected="a number from 0 to 1",
+    ),
+    _Field(
+        name="magcache_threshold",
+        key="magcache_threshold",
+        flag="mct",
+        read=_not_negative,
+        expected="a number of at least 0",
+    ),
+    _Field(
+        name="magcache_k",
+        key="magcache_k",
+        flag="mck",
+        read=_count,
+        expected="a whole number of at least 0",
+    ),
 )
 _BY_FLAG = {field.flag: field for field in FIELDS}
 _BY_KEY = {field.key: field for field in FIELDS}

@@ -264,3 +264,15 @@ def test_settings_of_those_who_measured_are_named_where_they_differ(tiny, tmp_pa
     same = {"magcache_threshold": 0.05, "magcache_k": 4}
     _, told = drawn(model, model.conditions(), tmp_path, magcache_mag_ratios="0", **same)
     assert "--magcache_threshold" not in told[0].text
+
+
+def test_a_prompt_may_have_settings_of_its_own(tiny, tmp_path):
+    model = tiny("wan")
+    flags = {"magcache_threshold": 0.5, "magcache_k": 3, "magcache_retention_ratio": 0.5}
+    conditions = model.conditions(steps=20, cfg_scale=1.0, **flags)
+    with Counted(model) as counted:
+        drawn(model, conditions, tmp_path, magcache_mag_ratios="0")
+    ratios = next(one for one in shipped_tables() if one.variant == "t2v-14B").of("cond")
+    assert counted.runs == 20 - planned(ratios, 20, threshold=0.5, k=3, retention=0.5)
+    assert counted.runs != 20 - planned(ratios, 20)
+    assert drawn(model, conditions, tmp_path)[1] == [], "they do not turn it on"

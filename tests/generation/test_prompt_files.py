@@ -13,7 +13,8 @@ from musubi_core.generation.prompt_files import parse_line, read_prompts
 
 LINE = (
     "A cat --w 832 --h 480 --f 81 --d 1234 --s 30 --g 6.5 --fs 7 --l 5 --lh 3.5 --ss unipc --n dark, wet "
-    "--i a b.png --ei end.png --cn control.mp4 --ci one.png --ci two.png --of target_index=1,no_2x"
+    "--i a b.png --ei end.png --cn control.mp4 --ci one.png --ci two.png --of target_index=1,no_2x "
+    "--mcrr 0.3 --mct 0.1 --mck 4"
 )
 TABLE = {
     "prompt": "A cat",
@@ -33,6 +34,9 @@ TABLE = {
     "control_video_path": "control.mp4",
     "control_image_path": ["one.png", "two.png"],
     "one_frame": "target_index=1,no_2x",
+    "magcache_retention_ratio": 0.3,
+    "magcache_threshold": 0.1,
+    "magcache_k": 4,
 }
 PROMPT = Prompt(
     text="A cat",
@@ -52,6 +56,9 @@ PROMPT = Prompt(
     control_video=Path("control.mp4"),
     control_images=(Path("one.png"), Path("two.png")),
     one_frame="target_index=1,no_2x",
+    magcache_retention_ratio=0.3,
+    magcache_threshold=0.1,
+    magcache_k=4,
 )
 
 
@@ -93,6 +100,10 @@ def test_a_line_may_consist_of_flags_alone():
         ("a cat --w big", "--w is big; expected a whole number of pixels"),
         ("a cat --s 1.5", "--s is 1.5; expected a whole number"),
         ("a cat --g nan", "--g is nan; expected a number"),
+        ("a cat --mcrr 1.5", "--mcrr is 1.5; expected a number from 0 to 1"),
+        ("a cat --mct -1", "--mct is -1; expected a number of at least 0"),
+        ("a cat --mck -1", "--mck is -1; expected a whole number of at least 0"),
+        ("a cat --mck 2.5", "--mck is 2.5; expected a whole number"),
         ("a cat --d 1e3", "--d is 1e3; expected a whole number"),
         ("a cat --w 64 --w 32", "--w is given twice"),
         ('a cat --i ""', "expected a path"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from musubi_core.cli.flags import Flag
@@ -11,12 +11,19 @@ from musubi_core.config import unknown_key
 from musubi_core.errors import ConfigError
 
 
-def choose(settings: Settings, flags: Mapping[str, Flag], names: tuple[str, ...], *, checkpoint: str) -> str:
-    """The architecture that was named; else the one that the checkpoint is of; else the only one that knows
-    all the given options.
+def choose(
+    settings: Settings,
+    flags: Mapping[str, Flag],
+    names: tuple[str, ...],
+    *,
+    checkpoint: str,
+    told: Callable[[], str] = str,
+) -> str:
+    """The architecture that was named; else the one that the checkpoint is of; else the one that other files
+    tell; else the only one that knows all the given options.
 
-    checkpoint: the option that holds a model file, "" when the job has none.
-    Raises ConfigError when none of the three settles it.
+    checkpoint: the option that holds a model file, "" when the job has none. told: reads the name from other
+    files, "" when they do not have it. Raises ConfigError when nothing settles it.
     """
     if "architecture" in settings and settings["architecture"].value is not None:
         setting = settings["architecture"]
@@ -25,6 +32,10 @@ def choose(settings: Settings, flags: Mapping[str, Flag], names: tuple[str, ...]
         return str(setting.value)
     if checkpoint in settings:
         return _of_checkpoint(Path(settings[checkpoint].value))
+    if found := told():
+        if found not in names:
+            raise unknown_key(found, names, where="the metadata of the given file", kind="architecture")
+        return found
     fitting = [name for name in names if _knows_all(name, settings, flags)]
     if len(fitting) == 1:
         return fitting[0]

@@ -9,9 +9,11 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from musubi_core.cli.flags import Flag, gather
+from musubi_core.cli.settings import Settings
 from musubi_core.cli.shared import SharedConfig
 from musubi_core.config import unknown_key
 
@@ -25,7 +27,9 @@ class Job:
     "module:name" of a function that makes their class from the spec. without: attribute of ArchSpec that
     names those of them that the job has no use for. take_arch_options: "module:name" of what puts an instance
     of that class into the config; usually it becomes `arch_options`.
-    checkpoint: option whose file tells the architecture. positional: option that needs no flag.
+    checkpoint: option whose file tells the architecture. results: option whose files may say in words which
+    one they are of, and "module:name" of a function that reads that from one, "" when it does not.
+    positional: option that needs no flag.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Job:
     without: str = ""
     take_arch_options: str = ""
     checkpoint: str = ""
+    results: tuple[str, str] = ("", "")
     positional: str = ""
 
     def config_class(self) -> type[Any]:
@@ -43,6 +48,13 @@ class Job:
 
     def runner(self) -> Callable[..., Any]:
         return _look_up(self.run)
+
+    def named_by(self, settings: Settings) -> str:
+        """The architecture that the first of the user's result files says it is of; "" when none does."""
+        option, reader = self.results
+        given = settings[option].value if option in settings else None
+        first = given[0] if given and isinstance(given, list) else given
+        return str(_look_up(reader)(Path(first))) if isinstance(first, str) else ""
 
     def arch_classes(self) -> dict[str, type]:
         """The option classes of every registered architecture by its name."""
@@ -108,6 +120,7 @@ JOBS: dict[str, Job] = {
             arch_options="musubi_core.generation.config:arch_options_class",
             without="training_only",
             checkpoint="dit",
+            results=("latent_path", "musubi_core.generation.outputs:architecture_told"),
         ),
         Job(
             name="convert-lora",

@@ -116,7 +116,13 @@ def configure(job: Job, settings: dict[str, Setting]) -> Any:
     if not arch_classes:
         return config_of(job.config_class(), settings)
     flags = job.flags()
-    name = choose(settings, flags, tuple(arch_classes), checkpoint=job.checkpoint)
+    name = choose(
+        settings,
+        flags,
+        tuple(arch_classes),
+        checkpoint=job.checkpoint,
+        told=lambda: job.named_by(settings),
+    )
     check_architecture(settings, flags, name)
     settings = {**settings, "architecture": Setting(value=name, where=COMMAND_LINE)}
     config = config_of(job.config_class(), settings)

@@ -61,7 +61,7 @@ def generate(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
 def ask_line() -> str | None:
     """The next line that a person types; None at the end of the input."""
     try:
-        return input("prompt> ")
+        return input("prompt (empty to end)> ")
     except EOFError:
         return None
 

@@ -108,6 +108,11 @@ def read_latent(path: Path) -> StoredLatent:
     return StoredLatent(latent=latent, facts=_facts(text, path))
 
 
+def architecture_told(path: Path) -> str:
+    """The architecture that a latent says it is of; "" when it does not. Raises BadFileError."""
+    return str(read_latent(path).facts.get("architecture", ""))
+
+
 def _write_png(path: Path, pixels: NDArray[np.uint8], facts: Facts) -> Path:
     """(H, W, 3) uint8."""
     from PIL import Image

@@ -51,8 +51,7 @@ def test_a_plan_that_does_not_fit_proposes_the_first_measure_that_is_enough(plac
     whole = plan_run(config_for(place), FAKE).memory.needed
     plan = plan_run(config_for(place, vram_limit=0.8 * whole / 1e9), FAKE)
     assert not plan.fits
-    assert plan.suggestions[-1].needed <= plan.limit
-    assert all(one.needed > plan.limit for one in plan.suggestions[:-1])
+    assert all(one.needed <= plan.limit for one in plan.suggestions)
     assert "21 frames" in plan.suggestions[0].text  # of 33; it has neither fp8 nor checkpointing
     assert plan.suggestions[0].text in plan.text()
 
@@ -99,10 +98,24 @@ def test_running_out_of_memory_says_what_was_too_large_and_what_would_help(place
     text = str(caught.value)
     assert re.match(
         r"Out of memory at step 2 on the largest item \(item0[45]_0096x0064_fake.safetensors, 96x64x33\): "
-        r"needed \d+ kB, the limit is \d+ kB\. Cheapest ways to fit, one on top of the other: 21 frames \(-",
+        r"needed \d+ kB, the limit is \d+ kB\. Cheapest ways to fit: 21 frames \(-",
         text,
     )
     assert list(place["output_dir"].glob("*-step00000002-state")), "what was trained is kept"
+
+
+def test_running_out_of_memory_against_the_prediction_says_so_and_what_saves_a_tenth(place):
+    def predict(net, x, t, conditioning, options):
+        if not isinstance(x, FakeTensor):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return FAKE.predict(net, x, t, conditioning, options)
+
+    with pytest.raises(TrainingError) as caught:
+        train(config_for(place, vram_limit=1.0), spec=dataclasses.replace(FAKE, predict=predict))
+    text = str(caught.value)
+    assert "Out of memory at step 0 on the largest item" in text
+    assert "other programs may hold memory of the card" in text
+    assert re.search(r"Cheapest ways to need a tenth less: .*frames \(-", text)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from musubi_core.training.plan.planning import plan_opened, prepare_largest
 from musubi_core.training.plan.rehearsal import claim_parts
 from musubi_core.training.step import Stepper
 
+TENTH_LESS = 0.9  # of the prediction, when it says that the run fits and the card does not agree
+
 
 def check_fit(opened: Opened, stepper: Stepper) -> None:
     """One forward and backward pass on the largest batch; tells what it took and what was predicted.
@@ -89,23 +91,24 @@ def out_of_memory(opened: Opened, step: int) -> str:
     card = card_memory(opened.here.device)
     try:
         plan = plan_opened(opened)
+        found = plan if plan.suggestions else plan_opened(opened, limit=int(TENTH_LESS * plan.memory.needed))
     except MusubiError as problem:
         return f"Out of memory at step {step}. What would help could not be worked out: {problem}"
-    has = (
-        ""
-        if plan.limit is None
-        else f", {'card has' if plan.limit == card else 'the limit is'} {amount(plan.limit)}"
-    )
+    limit = plan.limit
+    has = "" if limit is None else f", {'card has' if limit == card else 'the limit is'} {amount(limit)}"
     head = (
         f"Out of memory at step {step} on the largest item ({plan.largest}): needed "
         f"{amount(plan.memory.needed)}{has}."
     )
+    ways = "; ".join(map(str, found.suggestions))
+    if not ways:
+        return f"{head} Use a smaller resolution, fewer frames or a smaller batch_size."
+    enough = found.limit is not None and found.suggestions[-1].needed <= found.limit
     if plan.suggestions:
-        ways = "; ".join(map(str, plan.suggestions))
-        return f"{head} Cheapest ways to fit, one on top of the other: {ways}."
-    if plan.fits:
-        return (
-            f"{head} By the prediction it fits, so other programs may hold memory of the card, or it is in "
-            "pieces. Close them, or set --vram_limit to what is free and run --plan."
-        )
-    return f"{head} Use a smaller resolution, fewer frames or a smaller batch_size."
+        told = "Cheapest ways to fit" if enough else "Nothing is enough to fit; what saves most"
+        return f"{head} {told}: {ways}."
+    told = "Cheapest ways to need a tenth less" if enough else "What saves most"
+    return (
+        f"{head} That is a prediction, and other programs may hold memory of the card: close them. "
+        f"{told}: {ways}."
+    )

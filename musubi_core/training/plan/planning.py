@@ -36,7 +36,8 @@ class Plan:
     """What a run needs. disk: bytes by what they are for. largest: the item that decides.
 
     limit: bytes that the run may take of the device, None when nobody said and the device does not tell.
-    suggestions: the cheapest measures, each on top of those before it; empty when the run fits.
+    suggestions: the cheapest ways to fit, each of them enough (or, when none is, the one that needs least);
+    empty when the run fits.
     """
 
     architecture: str
@@ -94,8 +95,11 @@ def fitted(config: TrainConfig, spec: ArchSpec | None = None, emit: Listener = i
     return enough[0]
 
 
-def plan_opened(opened: Opened, *, advise: bool = True) -> Plan:
-    """The plan of a run that is opened already. advise: look for settings that fit when these do not."""
+def plan_opened(opened: Opened, *, advise: bool = True, limit: int | None = None) -> Plan:
+    """The plan of a run that is opened already. advise: look for settings that fit when these do not.
+
+    limit: bytes, instead of what the user or the card says.
+    """
     batch = largest_batch(opened.training, opened.fresh.seed)
     counts: dict[Any, Rehearsal] = {}
 
@@ -109,12 +113,12 @@ def plan_opened(opened: Opened, *, advise: bool = True) -> Plan:
     start = Trial(opened=opened)
     memory = predict(start)
     counted = next(iter(counts.values()))
-    limit = _limit(opened)
+    limit = _limit(opened) if limit is None else limit
     suggestions: tuple[Suggestion, ...] = ()
     if advise and limit is not None and memory.needed > limit:
         lists = [len(blocks) for blocks in counted.swappable]
-        found = cheapest(start, memory, limit, size=_size(opened, batch), lists=lists, predict=predict)
-        suggestions = tuple(found)
+        size = _size(opened, batch)
+        suggestions = cheapest(start, memory, limit, size=size, lists=lists, predict=predict)
     return Plan(
         architecture=opened.spec.name,
         device=opened.here.device.type,

@@ -48,9 +48,10 @@ def _verdict(plan: Plan) -> list[str]:
     if not plan.suggestions:
         return ["", f"It does not fit: {needed} of {limit}, and nothing is left that would save memory."]
     lines = [
-        f"  {one.text:<40}  -{amount(one.saved):>9}, {one.cost}; then {amount(one.needed)}"
-        for one in plan.suggestions
+        f"  {one.text}: {amount(one.needed)} (-{amount(one.saved)}, {one.cost})" for one in plan.suggestions
     ]
+    head = f"It does not fit: {needed} of {limit}."
     if plan.suggestions[-1].needed > plan.limit:
-        lines.append("Even so it would not fit. Use a smaller resolution, batch_size or network.")
-    return ["", f"It does not fit: {needed} of {limit}. What costs least, one on top of the other:", *lines]
+        even = "Even so it would not fit. Use a smaller resolution, batch_size or network."
+        return ["", f"{head} What saves most:", *lines, even]
+    return ["", f"{head} Each of these is enough, the cheapest first:", *lines]

@@ -59,7 +59,7 @@ def comfyui(request: pytest.FixtureRequest) -> Callable[[str, Path], Any]:
         done = subprocess.run(
             [str(python), str(script)], capture_output=True, text=True, timeout=300, check=False
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])
 
     return run

@@ -115,7 +115,8 @@ class CacheLatents(io.ComfyNode):
             description="Encodes the pictures and clips of a dataset with the VAE, once. What is there and "
             "unchanged is kept.",
             search_aliases=aliases("encode dataset", "vae encode", "precompute"),
-            is_output_node=True,
+            # Not an output node: ComfyUI would run it in a graph whose training is refused.
+            has_intermediate_output=True,
             inputs=_inputs(CacheLatentsConfig, LATENT_KEYS),
             outputs=[
                 LatentsType.Output("latents", tooltip="To Train LoRA."),
@@ -144,7 +145,8 @@ class CacheText(io.ComfyNode):
             description="Encodes the captions of a dataset with the text encoders, once. A changed caption "
             "is encoded again, the others are kept.",
             search_aliases=aliases("encode captions", "text encoder", "precompute"),
-            is_output_node=True,
+            # Not an output node: ComfyUI would run it in a graph whose training is refused.
+            has_intermediate_output=True,
             inputs=_inputs(CacheTextConfig, TEXT_KEYS),
             outputs=[
                 TextsType.Output("texts", tooltip="To Train LoRA."),

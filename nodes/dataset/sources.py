@@ -210,7 +210,7 @@ class FileDataset(io.ComfyNode):
             outputs=[DatasetType.Output("dataset", tooltip="To Cache Latents and Cache Text.")],
         )
 
-    validate_inputs = validator(_of_file, "file")
+    validate_inputs = validator(_of_file, "file", "caches")
 
     @classmethod
     def fingerprint_inputs(cls, **given: Any) -> str:

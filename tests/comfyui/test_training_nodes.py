@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from server import Client, Outcome
-from stage import STEPS, link, node, train_graph
+from stage import ARCH, STEPS, data_graph, link, model_node, node, place_pictures, train_graph
 
 from musubi_core.files.tensors import read_tensors
+
+CACHE_FILES = "*.safetensors"
+LONG = 150  # steps, about two seconds
 
 
 def lora_file(comfy: Client, name: str) -> Path:
@@ -19,20 +26,51 @@ def lora_file(comfy: Client, name: str) -> Path:
 
 
 def census(comfy: Client) -> dict[str, Any]:
-    """Tensors alive in the server, and its state."""
-    outcome = comfy.run({"census": node("TestCensus", time=time.monotonic_ns() % 2**31)})
+    """Tensors alive in the server, and its state. The second prompt is rid of the results of others."""
+    for _ in range(2):
+        outcome = comfy.run({"census": node("TestCensus", time=time.monotonic_ns() % 2**31)})
     return json.loads(outcome.texts("census"))
+
+
+def assert_given_back(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Fewer tensors are fine: ComfyUI's own models were unloaded."""
+    assert after["tensors"] <= before["tensors"]
+    assert after["bytes"] <= before["bytes"]
+    for same in ("random", "accelerate", "inference"):
+        assert after[same] == before[same]
+
+
+def caches(comfy: Client) -> dict[str, bytes]:
+    """Every cache file of the dataset cats by name."""
+    (folder,) = (comfy.base / "output" / "musubi_caches").glob("cats-*")
+    return {path.name: path.read_bytes() for path in folder.glob(CACHE_FILES)}
+
+
+def ok(comfy: Client, graph: Mapping[str, Any], **options: Any) -> Outcome:
+    outcome = comfy.run(graph, **options)
+    assert outcome.state == "success", comfy.logged()[-3000:]
+    return outcome
+
+
+def steps_done(event: Mapping[str, Any], name: str) -> int:
+    """The step that the training of this name has told of, 0 for other events."""
+    job = event["data"].get("job") or {}
+    stage = job.get("stage") or {}
+    return int(stage["done"]) if job.get("name") == name and stage.get("name") == "train" else 0
+
+
+def shown_caches(comfy: Client) -> dict[str, Any]:
+    """A graph that only makes caches, and shows what came of it."""
+    shows = {f"{name} shown": node("PreviewAny", source=link(name, 1)) for name in ("latents", "texts")}
+    return {**data_graph(comfy.files), **shows}
 
 
 @pytest.fixture(scope="module")
 def first(comfy: Client) -> Outcome:
     """One training, whose results several tests look at."""
     graph = train_graph(comfy.files, "first")
-    graph["shown"] = node("TestShows", value=link("train", 3))
-    graph["lora"] = node("TestDigest", value=link("train", 0))
-    outcome = comfy.run(graph)
-    assert outcome.state == "success", comfy.logged()[-3000:]
-    return outcome
+    graph["losses"] = node("TestShows", value=link("train", 3))
+    return ok(comfy, graph)
 
 
 def test_a_graph_trains_a_lora_into_comfyuis_folder(comfy: Client, first: Outcome):
@@ -40,7 +78,7 @@ def test_a_graph_trains_a_lora_into_comfyuis_folder(comfy: Client, first: Outcom
     assert f"{STEPS} of {STEPS} steps.\nLoRA: {lora}" == first.texts("train")
     assert any(name.endswith("lora_down.weight") for name in read_tensors(lora))
     assert "first.safetensors" in comfy.get("/models/loras")
-    losses = json.loads(first.texts("shown"))["loss"]
+    losses = json.loads(first.texts("losses"))["loss"]
     assert len(losses) == STEPS
     assert all(0 < loss < 10 for loss in losses)
     assert first.outputs["train"]["images"]  # the plot
@@ -53,7 +91,195 @@ def test_progress_is_told_while_it_trains(first: Outcome):
 
 
 def test_an_unchanged_graph_is_not_run_again(comfy: Client, first: Outcome):
-    graph = train_graph(comfy.files, "first")
-    again = comfy.run(graph)
-    assert again.state == "success"
-    assert again.executed() == []
+    assert ok(comfy, train_graph(comfy.files, "first")).executed() == []
+
+
+def test_caches_and_lora_equal_those_of_the_command_line_bit_for_bit(
+    comfy: Client, first: Outcome, tmp_path: Path
+):
+    models = comfy.base / "models"
+    dataset = tmp_path / "cats.toml"
+    dataset.write_text(
+        f"[general]\nresolution = [64, 64]\n[[datasets]]\nimage_directory = '{comfy.base}/input/cats'\n"
+        f"cache_directory = '{tmp_path}/caches'\n",
+        encoding="utf-8",
+    )
+    data = ["--dataset_config", str(dataset), "--architecture", ARCH]
+    dit, vae = models / "diffusion_models" / comfy.files["dit"], models / "vae" / comfy.files["vae"]
+    t5 = models / "text_encoders" / comfy.files["t5"]
+    program = (
+        "import sys\nfrom musubi_core.cli.main import main\n"
+        f"print(main(['cache-latents', '--vae', {str(vae)!r}, '--device', 'cpu', *{data!r}]))\n"
+        f"print(main(['cache-text', '--t5', {str(t5)!r}, '--device', 'cpu', *{data!r}]))\n"
+        f"print(main(['train', '--dit', {str(dit)!r}, *{data!r}, '--network_dim', '2', '--seed', '1', "
+        f"'--max_train_steps', '{STEPS}', '--output_dir', {str(tmp_path)!r}, '--output_name', 'cli']))\n"
+    )
+    # The same Python as the server's: sums may be rounded differently in another version of torch.
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(comfy.libraries)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [str(comfy.python), "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["0", "0", "0"], done.stderr
+    graphs = caches(comfy)
+    assert len(graphs) == 6
+    assert graphs == {path.name: path.read_bytes() for path in (tmp_path / "caches").glob(CACHE_FILES)}
+    ours, theirs = read_tensors(lora_file(comfy, "first")), read_tensors(tmp_path / "cli.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_cancelled_training_keeps_its_work_and_goes_on_exactly(comfy: Client, first: Outcome):
+    graph = train_graph(comfy.files, "cancelled", max_train_steps=LONG)
+    before = census(comfy)
+
+    async def cancel(client: Client, event: Mapping[str, Any]) -> None:
+        if steps_done(event, "cancelled") >= 3:
+            client.post("/interrupt", {})
+
+    stopped = comfy.run(graph, on_event=cancel)
+    assert "execution_interrupted" in stopped.kinds()
+    assert "execution_error" not in stopped.kinds()
+    folder = comfy.base / "output" / "musubi" / "cancelled"
+    (state,) = folder.glob("*-state")
+    assert 3 <= int(state.name.split("step")[1].split("-")[0]) < LONG
+    assert list((comfy.base / "output" / "loras").glob("cancelled-step*.safetensors"))
+    assert not lora_file(comfy, "cancelled").exists()
+    after = census(comfy)
+    assert_given_back(before, after)
+
+    resumed = ok(comfy, graph)
+    assert f"{LONG} of {LONG} steps." in resumed.texts("train")
+    straight = ok(comfy, train_graph(comfy.files, "straight", max_train_steps=LONG))
+    assert f"{LONG} of {LONG} steps." in straight.texts("train")
+    one, other = (read_tensors(lora_file(comfy, name)) for name in ("cancelled", "straight"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_stop_and_keep_ends_the_run_and_what_is_behind_it_runs(comfy: Client, first: Outcome):
+    graph = train_graph(comfy.files, "stopped", max_train_steps=2000)
+    graph["digest"] = node("TestDigest", value=link("train", 0))
+    asked: list[int] = []
+
+    async def stop(client: Client, event: Mapping[str, Any]) -> None:
+        if steps_done(event, "stopped") and not asked:
+            asked.append(1)
+            client.post(f"/musubi/jobs/{event['data']['job']['id']}", {"command": "stop"})
+
+    outcome = ok(comfy, graph, on_event=stop)
+    assert "steps, stopped." in outcome.texts("train")
+    assert len(outcome.texts("digest")) == 64
+
+
+def test_a_changed_caption_encodes_only_that_caption_again(comfy: Client, first: Outcome):
+    before = caches(comfy)
+    caption = comfy.base / "input" / "cats" / "1.txt"
+    kept = caption.read_text(encoding="utf-8")
+    caption.write_text("another picture", encoding="utf-8")
+    outcome = ok(comfy, shown_caches(comfy))
+    assert outcome.texts("latents") == "0 made, 3 were there already."
+    assert outcome.texts("texts") == "1 made, 2 were there already."
+    changed = {name for name, content in caches(comfy).items() if before[name] != content}
+    assert len(changed) == 1
+    assert next(iter(changed)).startswith("1_")
+    caption.write_text(kept, encoding="utf-8")
+    ok(comfy, shown_caches(comfy))
+    assert caches(comfy) == before
+
+
+def test_the_lora_changes_comfyuis_own_sampling_with_every_key_loaded(comfy: Client, first: Outcome):
+    graph = train_graph(comfy.files, "strong", max_train_steps=20)
+    graph["optimizer"] = node("MusubiOptimizer", learning_rate=0.02)
+    graph["train"]["inputs"]["optimizer"] = link("optimizer")
+    graph["base"] = node("TestTinyWan", file=comfy.files["dit"])
+    graph["patched"] = node(
+        "LoraModelLoader", model=link("base"), lora=link("train"), strength_model=1.0, bypass=False
+    )
+    for name, model in (("plain", "base"), ("with lora", "patched")):
+        graph[name] = node(
+            "KSampler",
+            model=link(model),
+            positive=link("base", 1),
+            negative=link("base", 1),
+            latent_image=link("base", 2),
+            seed=1,
+            steps=2,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            denoise=1.0,
+        )
+        graph[f"digest {name}"] = node("TestDigest", value=link(name))
+    outcome = ok(comfy, graph)
+    assert outcome.texts("digest plain") != outcome.texts("digest with lora")
+    assert "lora key not loaded" not in comfy.logged()
+    by_file = {
+        **graph,
+        "patched": node("LoraLoaderModelOnly", model=link("base"), lora_name="strong.safetensors"),
+    }
+    by_file["patched"]["inputs"]["strength_model"] = 1.0
+    again = ok(comfy, by_file)
+    assert again.texts("digest with lora") == outcome.texts("digest with lora")
+    assert "lora key not loaded" not in comfy.logged()
+
+
+def test_a_failed_training_gives_all_memory_back(comfy: Client, first: Outcome):
+    graph = train_graph(comfy.files, "failing")
+    graph["network"]["inputs"]["network_args"] = "verbose=perhaps"
+    before = census(comfy)
+    assert "verbose = 'perhaps'; expected true or false" in comfy.refusal(graph)
+    graph["network"]["inputs"]["network_args"] = ""
+    graph["optimizer"] = node("MusubiOptimizer", learning_rate=1e9, max_grad_norm=0.0)
+    graph["train"]["inputs"] |= {"optimizer": link("optimizer"), "max_train_steps": 200}
+    outcome = comfy.run(graph)
+    assert outcome.state == "error"
+    assert "not a finite number" in outcome.error()
+    after = census(comfy)
+    assert_given_back(before, after)
+    assert after["inference"]
+
+
+def test_two_trainings_of_other_precision_do_not_see_each_other(comfy: Client, first: Outcome):
+    graph = train_graph(comfy.files, "half", max_train_steps=2)
+    graph["memory"] = node("MusubiMemory", mixed_precision="bf16", gradient_checkpointing=True)
+    graph["train"]["inputs"]["memory"] = link("memory")
+    ok(comfy, graph)
+    ok(comfy, train_graph(comfy.files, "after", run=1))
+    one, other = (read_tensors(lora_file(comfy, name)) for name in ("first", "after"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_quick_start_makes_a_lora_from_a_folder(comfy: Client):
+    place_pictures(comfy.base / "input" / "quick", 2, seed=3)
+    files = {key: value for key, value in model_node(comfy.files, ARCH)["inputs"].items() if "." not in key}
+    files |= {"architecture": "detect", "architecture.text_encoder": comfy.files["t5"]}
+    inputs = {"folder": "quick", "output_name": "quick", "max_train_steps": 2, "resolution": 64, "seed": 1}
+    outcome = ok(comfy, {"quick": node("MusubiQuickStart", **files, **inputs, memory_budget=8.0)})
+    assert "2 of 2 steps." in outcome.texts("quick")
+    assert any(name.endswith("lora_down.weight") for name in read_tensors(lora_file(comfy, "quick")))
+
+
+def test_the_plan_is_told_before_anything_is_loaded(comfy: Client, first: Outcome):
+    graph = train_graph(comfy.files, "planned")
+    inputs = dict(graph.pop("train")["inputs"])
+    outcome = ok(comfy, {**graph, "plan": node("MusubiPlanTraining", **inputs)})
+    assert f"Plan for {ARCH}: {STEPS} steps" in outcome.texts("plan")
+
+
+def test_pictures_of_the_graph_are_trained_on(comfy: Client):
+    graph = train_graph(comfy.files, "made", max_train_steps=1)
+    graph["pictures"] = node("TestImages", count=2)
+    graph["data"] = node(
+        "MusubiImagesDataset",
+        images=link("pictures"),
+        captions=link("pictures", 1),
+        name="made",
+        resolution="64 64",
+    )
+    graph["report"] = node("MusubiDatasetReport", dataset=link("data"), architecture=ARCH, thumbnails=2)
+    outcome = ok(comfy, graph)
+    assert "2 of 2 files used" in outcome.texts("report")
+    assert outcome.outputs["report"]["images"]
+    assert lora_file(comfy, "made").is_file()
+    files = sorted(path.name for path in (comfy.base / "output" / "musubi_datasets" / "made").iterdir())
+    assert [name.split(".")[1] for name in files].count("png") == 2

@@ -78,7 +78,7 @@ def _judge(config: ConvertConfig, model: Model, homeless: list[str], plan: Plan,
     """Raises BadFileError when something would be lost and that was not allowed, or nothing would be left."""
     problems = []
     if homeless:
-        text = unknown_text(homeless, model)
+        text = unknown_text(homeless, {name: place.layer for name, place in model.table.items()})
         problems.append(f"{len(homeless)} names belong to no layer of {model.name}: {text}")
     if plan.faults:
         problems.append(f"{len(plan.faults)} have no form in the new file: {listed(plan.faults)}")

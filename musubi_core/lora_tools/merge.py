@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,55 +14,25 @@ from torch import Tensor
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, ignore, never
 from musubi_core.files.tensor_info import TensorInfo
-from musubi_core.lora_tools.base_model import one_spelling
-from musubi_core.lora_tools.dense import DENSE, dense_change, matrix_size, refuse_others
+from musubi_core.lora_tools.dense import DENSE, dense_change, refuse_others
 from musubi_core.lora_tools.layers import (
-    LayerShape,
     OtherTensor,
     OutputLayer,
     dtype_for,
-    layer_shape,
     matrices,
     write_lora,
 )
 from musubi_core.lora_tools.merge_config import MergeConfig
+from musubi_core.lora_tools.merge_layers import Layer, Part, Parts, parts_of, shape_of
 from musubi_core.lora_tools.norms import leading_spectrum
 from musubi_core.lora_tools.rank_rules import NOTHING, count_for_energy
-from musubi_core.lora_tools.records import ALPHA, DOWN, UP, LoraSource, Record, open_lora
+from musubi_core.lora_tools.records import ALPHA, DOWN, UP, LoraSource, open_lora
 from musubi_core.lora_tools.scores import Cost, threshold_for
 from musubi_core.lora_tools.spectral import Spectrum, side_by_side, spectrum_of
 from musubi_core.networks.reading import listed
 
 _BESIDE = ("diff", "norm")  # changes without a rank: they are added
 _SAME_MODEL = ("ss_base_model_version", "modelspec.architecture")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What one file does to one layer."""
-
-    source: LoraSource
-    record: Record
-    multiplier: float
-
-
-@dataclass(slots=True, kw_only=True)
-class Layer:
-    """What all files together do to one layer. rank: of the result, known after the first pass."""
-
-    shape: LayerShape
-    parts: list[Part] = field(default_factory=list)
-    rank: int = 0
-
-    @property
-    def plain(self) -> bool:
-        return all(part.record.kind == "lora" for part in self.parts)
-
-    @property
-    def widest(self) -> int:
-        """The rank that certainly holds the whole sum."""
-        side = min(self.shape.outputs, self.shape.columns)
-        return min(sum(part.record.rank for part in self.parts), side) if self.plain else side
 
 
 def merge_lora(
@@ -103,8 +72,9 @@ def _check_one_model(sources: Sequence[LoraSource]) -> None:
 def _into_one(
     config: MergeConfig, sources: Sequence[LoraSource], emit: Listener, should_stop: ShouldStop
 ) -> bool:
-    layers = _layers(config, sources)
-    beside = _sums(config, sources)
+    parts = parts_of(sources, config.multipliers, config.architecture)
+    layers = _layers(config, parts)
+    beside = _sums(config, parts)
     if not _set_ranks(config, list(layers.values()), sources, beside, emit, should_stop):
         return False
     outputs = {}
@@ -144,46 +114,20 @@ def _into_one(
     return done
 
 
-def _layers(config: MergeConfig, sources: Sequence[LoraSource]) -> dict[str, Layer]:
+def _layers(config: MergeConfig, parts: Parts) -> dict[str, Layer]:
     """{a name that all spellings share: layer}. Raises BadFileError for files that do not belong together."""
     layers: dict[str, Layer] = {}
-    for source, multiplier in zip(sources, config.multipliers, strict=True):
-        for record in source.records:
-            if record.kind in DENSE:
-                part = Part(source=source, record=record, multiplier=multiplier)
-                _add(layers.setdefault(one_spelling(record.base), Layer(shape=_shape(part))), part)
+    for part in parts.parts:
+        if part.record.kind in DENSE:
+            layers.setdefault(parts.key(part.record.base), Layer(shape=shape_of(part))).add(part)
     shared = any(len(layer.parts) > 1 for layer in layers.values())
-    if len(sources) > 1 and not shared and not config.disjoint:
+    if len(config.lora_weight) > 1 and not shared and not config.disjoint:
         raise BadFileError(
-            "These LoRAs have no layer in common: they are for different models, or in the namings of "
-            "different programs (bring them into one with convert-lora). If each trains another part of one "
-            "model, set --disjoint."
+            "These LoRAs have no layer in common: they are for different models, or their names do not tell "
+            "for which one (then give --architecture). If each trains another part of one model, set "
+            "--disjoint."
         )
     return layers
-
-
-def _add(layer: Layer, part: Part) -> None:
-    twice = [other.record.base for other in layer.parts if other.source is part.source]
-    if twice:
-        raise BadFileError(f"{part.source.path} has one layer twice: {twice[0]} and {part.record.base}.")
-    shape = _shape(part)
-    if (shape.outputs, shape.columns) != (layer.shape.outputs, layer.shape.columns):
-        first = layer.parts[0].source.path.name
-        raise BadFileError(
-            f"{part.source.path}: {part.record.base} changes a weight of {[shape.outputs, shape.columns]}, "
-            f"but in {first} it is {[layer.shape.outputs, layer.shape.columns]}. They are for different "
-            "models."
-        )
-    if layer.parts and part.record.kind == "lora" and layer.parts[0].record.kind != "lora":
-        layer.shape = shape  # knows the kernel
-    layer.parts.append(part)
-
-
-def _shape(part: Part) -> LayerShape:
-    if part.record.kind == "lora":
-        return layer_shape(part.record)
-    rows, columns = matrix_size(part.record, part.source.path)
-    return LayerShape(outputs=rows, inputs=columns)
 
 
 def _set_ranks(
@@ -254,7 +198,7 @@ def _spectrum(layer: Layer, rank: int) -> Spectrum:
         return spectrum_of(*_concatenated(layer))
     total = torch.zeros(layer.shape.outputs, layer.shape.columns)
     for part in layer.parts:
-        change = dense_change(part.record, part.source.read(part.record))
+        change = dense_change(part.record, part.read())
         total.add_(change, alpha=part.multiplier)
     return leading_spectrum(total, rank, seed=0)
 
@@ -263,7 +207,7 @@ def _concatenated(layer: Layer) -> tuple[Tensor, Tensor]:
     """up (o, sum r) and down (sum r, i * k) in float64, the strengths half in each."""
     ups, downs = [], []
     for part in layer.parts:
-        up, down = matrices(part.record, part.source.read(part.record))
+        up, down = matrices(part.record, part.read())
         strength = part.multiplier * part.record.scale
         root = math.sqrt(abs(strength))
         ups.append(up * math.copysign(root, strength))
@@ -306,19 +250,17 @@ def _output(layer: Layer, config: MergeConfig) -> OutputLayer:
     )
 
 
-def _sums(config: MergeConfig, sources: Sequence[LoraSource]) -> dict[str, OtherTensor]:
+def _sums(config: MergeConfig, parts: Parts) -> dict[str, OtherTensor]:
     """Changes of biases and norms: weighted sums, under the names of the first file that has them."""
     groups: dict[str, list[tuple[Part, str]]] = {}
-    for source, multiplier in zip(sources, config.multipliers, strict=True):
-        for record in source.records:
-            if record.kind in _BESIDE:
-                part = Part(source=source, record=record, multiplier=multiplier)
-                for name in record.keys:
-                    groups.setdefault(f"{one_spelling(record.base)}.{name}", []).append((part, name))
+    for part in parts.parts:
+        if part.record.kind in _BESIDE:
+            for name in part.record.keys:
+                groups.setdefault(f"{parts.key(part.record.base)}.{name}", []).append((part, name))
     found = {}
-    for parts in groups.values():
-        first, name = parts[0]
-        shapes = {part.record.shapes[name] for part, _ in parts}
+    for group in groups.values():
+        first, name = group[0]
+        shapes = {part.record.shapes[name] for part, _ in group}
         if len(shapes) > 1:
             raise BadFileError(
                 f"{first.record.keys[name]} has different shapes in these files: "
@@ -328,13 +270,13 @@ def _sums(config: MergeConfig, sources: Sequence[LoraSource]) -> dict[str, Other
             shape=first.record.shapes[name],
             dtype=dtype_for(config.save_precision, first.record.dtypes[name]),
         )
-        found[first.record.keys[name]] = OtherTensor(info=info, make=_summer(parts))
+        found[first.record.keys[name]] = OtherTensor(info=info, make=_summer(group))
     return found
 
 
 def _summer(parts: Sequence[tuple[Part, str]]) -> Callable[[], Tensor]:
     def make() -> Tensor:
-        changes = [part.source.read(part.record)[name].float() * part.multiplier for part, name in parts]
+        changes = [part.read()[name].float() * part.multiplier for part, name in parts]
         return torch.stack(changes).sum(dim=0)
 
     return make

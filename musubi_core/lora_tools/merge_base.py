@@ -14,7 +14,7 @@ from musubi_core.errors import BadFileError
 from musubi_core.events import Listener, Note, Progress, ShouldStop
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.files.tensors import write_made
-from musubi_core.lora_tools.base_model import BaseModel, open_base
+from musubi_core.lora_tools.base_model import BaseModel, Target, open_base
 from musubi_core.lora_tools.dense import DENSE, dense_change, matrix_size
 from musubi_core.lora_tools.layers import dtype_for
 from musubi_core.lora_tools.merge_config import MergeConfig
@@ -26,12 +26,20 @@ _PARAMETERS = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm":
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addition:
-    """part: the tensor that is added as it is, or "" for a change that is computed."""
+    """part: the tensor that is added as it is, or "" for a change that is computed. target: where to."""
 
     source: LoraSource
     record: Record
     multiplier: float
     part: str
+    target: Target
+
+    def add_to(self, total: Tensor) -> None:
+        """total: the whole weight or bias in float32."""
+        tensors = self.source.read(self.record)
+        change = tensors[self.part].float() if self.part else dense_change(self.record, tensors)
+        rows = self.target.rows(total)
+        rows.add_(self.target.turned(change.reshape(rows.shape)), alpha=self.multiplier)
 
 
 class _Stopped(Exception):
@@ -93,9 +101,7 @@ def merged(base: BaseModel, name: str, additions: Sequence[Addition], dtype: tor
         return base.checkpoint.read(name).to(dtype)
     total = read_unscaled(base.checkpoint, name).to(torch.float32)
     for one in additions:
-        tensors = one.source.read(one.record)
-        change = tensors[one.part].float() if one.part else dense_change(one.record, tensors)
-        total.add_(change.reshape(total.shape), alpha=one.multiplier)
+        one.add_to(total)
     rounded = total.to(dtype)
     if not rounded.isfinite().all():
         raise BadFileError(
@@ -111,29 +117,44 @@ def additions_to(
     """{name in the file: what is added to it}. Raises BadFileError for anything that has no place."""
     found: dict[str, list[Addition]] = {}
     for source, multiplier in zip(sources, multipliers, strict=True):
-        base.require([record.base for record in source.records], source.path)
-        seen: dict[str, str] = {}
+        targets = base.targets([record.base for record in source.records], source.path)
+        taken: dict[str, list[Addition]] = {}
         for record in source.records:
-            layer = base.layer_of(record.base)
-            parts = [""] if record.kind in DENSE else list(record.keys)
-            for part in parts:
-                own = f"{layer}.{_PARAMETERS.get(part, 'weight')}"
+            target = targets[record.base]
+            for part in [""] if record.kind in DENSE else list(record.keys):
+                own = f"{target.layer}.{_PARAMETERS.get(part, 'weight')}"
                 if own not in base.names:
                     raise BadFileError(
                         f"{source.path}: {record.keys[part]} changes {own}, which {base.path} does not have."
                     )
-                if seen.setdefault(own, record.base) != record.base:
-                    raise BadFileError(
-                        f"{source.path} changes {own} twice, as {seen[own]} and {record.base}."
-                    )
-                addition = Addition(source=source, record=record, multiplier=multiplier, part=part)
+                addition = Addition(
+                    source=source, record=record, multiplier=multiplier, part=part, target=target
+                )
+                _refuse_second(addition, taken.setdefault(own, []), own)
                 _check_size(addition, base, own)
+                taken[own].append(addition)
                 found.setdefault(base.names[own], []).append(addition)
     return found
 
 
+def _refuse_second(addition: Addition, others: Sequence[Addition], own: str) -> None:
+    """Raises BadFileError when a file changes the same rows under two names."""
+    mine = addition.target
+    for other in others:
+        theirs = other.target
+        apart = (mine.stop is not None and mine.stop <= theirs.start) or (
+            theirs.stop is not None and theirs.stop <= mine.start
+        )
+        if other.record.base != addition.record.base and not apart:
+            raise BadFileError(
+                f"{addition.source.path} changes {own} twice, as {other.record.base} and "
+                f"{addition.record.base}."
+            )
+
+
 def _check_size(addition: Addition, base: BaseModel, own: str) -> None:
-    shape = base.checkpoint.header[base.names[own]].shape
+    whole, target = base.shape(own), addition.target
+    shape = (len(range(whole[0])[target.start : target.stop]), *whole[1:])
     record = addition.record
     if addition.part:
         size, fits = record.shapes[addition.part], prod(record.shapes[addition.part]) == prod(shape)
@@ -141,7 +162,8 @@ def _check_size(addition: Addition, base: BaseModel, own: str) -> None:
         size = matrix_size(record, addition.source.path)
         fits = size == (shape[0], prod(shape[1:]))
     if not fits:
+        where = own if shape == whole else f"that part of {own}"
         raise BadFileError(
-            f"{addition.source.path}: {record.base} changes a weight of {list(size)}, but {own} of "
+            f"{addition.source.path}: {record.base} changes a weight of {list(size)}, but {where} of "
             f"{base.path} is {list(shape)}. Give the model that this LoRA was made for."
         )

@@ -36,7 +36,7 @@ class MergeConfig:
         False, help="Accept LoRAs that have no layer in common: each trains another part of one model."
     )
     architecture: str | None = option(
-        None, help="Model family of the model in --dit, where its file cannot tell.", advanced=True
+        None, help="Model family that the LoRAs are for, where the files cannot tell.", advanced=True
     )
     save_precision: str | None = option(
         None,

@@ -222,10 +222,13 @@ def related_views(source: Model, target: str) -> tuple[Model, Model]:
     )
 
 
-def unknown_text(bases: list[str], model: Model) -> str:
-    """The first few unknown names for a message, each with the layers that it resembles."""
+def unknown_text(bases: list[str], layers: Mapping[str, str]) -> str:
+    """The first few unknown names for a message, each with the layers that it resembles.
+
+    layers: {canonical name: layer}.
+    """
     shown = []
     for base in bases[:SHOWN]:
-        near = dict.fromkeys(model.table[name].layer for name in nearest(canonical(base), model.table))
+        near = dict.fromkeys(layers[name] for name in nearest(canonical(base), layers))
         shown.append(base + (f" (nearest: {', '.join(near)})" if near else ""))
     return listed([*shown, *bases[SHOWN:]])

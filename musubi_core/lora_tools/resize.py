@@ -18,7 +18,7 @@ from torch import Tensor
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, Warned, ignore, never
 from musubi_core.files.tensor_info import TensorInfo
-from musubi_core.lora_tools.base_model import BaseModel, open_base
+from musubi_core.lora_tools.base_model import BaseModel, Target, open_base
 from musubi_core.lora_tools.layers import (
     LayerShape,
     OtherTensor,
@@ -95,15 +95,16 @@ def _measure(
     if not loras:
         raise BadFileError(f"{source.path} holds no LoRA layer, so there is no rank to lower.")
     wanted = {name for recipe in recipes for name in recipe.weights}
-    if base is not None:
-        base.require([record.base for record in loras], source.path)
+    targets = {} if base is None else base.targets([record.base for record in loras], source.path)
     found = []
     for done, record in enumerate(loras):
         if should_stop():
             return None
         emit(Progress(stage="measure", done=done, total=len(loras), text=record.base))
         spectrum, shape = _spectrum(source, record), layer_shape(record)
-        weight = None if base is None else _base_weight(base, record, shape, source.path)
+        weight = None
+        if base is not None:
+            weight = _base_weight(base, targets[record.base], record, shape, source.path)
         found.append(
             Measured(
                 record=record,
@@ -121,14 +122,14 @@ def _spectrum(source: LoraSource, record: Record) -> Spectrum:
     return spectrum_of(up * record.scale, down)
 
 
-def _base_weight(base: BaseModel, record: Record, shape: LayerShape, path: Path) -> Tensor:
-    """(o, i * k) float32. Raises BadFileError when the base's layer has another size."""
-    layer = base.layer_of(record.base) or ""
-    weight = base.weight(layer)
+def _base_weight(base: BaseModel, target: Target, record: Record, shape: LayerShape, path: Path) -> Tensor:
+    """(o, i * k) float32: what the LoRA changes. Raises BadFileError when it has another size."""
+    weight = target.turned(target.rows(base.weight(target.layer)))
     if tuple(weight.shape) != (shape.outputs, shape.inputs, *shape.kernel):
         raise BadFileError(
             f"{path}: {record.base} changes a weight of {[shape.outputs, shape.inputs, *shape.kernel]}, but "
-            f"{layer} of {base.path} is {list(weight.shape)}. Give the base model that it was made for."
+            f"{target.layer} of {base.path} has {list(weight.shape)} there. Give the base model that it was "
+            "made for."
         )
     return weight.flatten(1)
 

@@ -30,7 +30,7 @@ class Conditions:
     """Ready to be drawn. Tensors are on the CPU, by canonical cache name, without a batch axis.
 
     size: of the latent, (C, F, H, W) or (C, H, W). negative: None where no network is asked twice. result: of
-    several frames the one to show; None for all.
+    several frames the one to show; None for all. start: like size, a clean latent to begin with.
     """
 
     settings: DrawSettings
@@ -39,12 +39,14 @@ class Conditions:
     negative: Encoded | None
     pictures: Mapping[str, Tensor]
     result: int | None = None
+    start: Tensor | None = None
 
 
 def has_pictures(settings: DrawSettings) -> bool:
     """Whether `prepare` needs a VAE."""
     given = settings.given
-    return bool(given.image or given.end_image or given.control_video or given.control_images)
+    clips = given.control_video or given.video
+    return bool(given.image or given.end_image or clips or given.control_images)
 
 
 def prepare(
@@ -74,6 +76,7 @@ def prepare(
         negative=None if settings.negative_prompt is None else texts[settings.negative_prompt],
         pictures=pictures.tensors,
         result=None if pictures.frames is None else pictures.result,
+        start=pictures.start,
     )
 
 
@@ -87,13 +90,13 @@ def latent_size(settings: DrawSettings, shape: LatentShape, frames: int | None =
 def read_pictures(settings: DrawSettings, shape: LatentShape, taken: TakenPictures) -> GivenPictures:
     """The pictures of a prompt as pixels: scaled until they cover their size, cut at the centre."""
     given = settings.given
-    clip = None if given.control_video is None else _clip(given.control_video, settings, shape.fps)
     return GivenPictures(
         size=(settings.frames, settings.height, settings.width),
         seed=settings.seed,
         image=_picture(given.image, settings),
         end_image=_picture(given.end_image, settings),
-        control_video=clip,
+        control_video=_clip(given.control_video, settings, shape.fps),
+        video=_clip(given.video, settings, shape.fps),
         control_images=tuple(
             _control(path, settings, taken, shape.pixel_step) for path in given.control_images
         ),
@@ -132,8 +135,10 @@ def _cut(pixels: NDArray[np.uint8], step: int, path: Path) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[top : top + height, left : left + width])
 
 
-def _clip(path: Path, settings: DrawSettings, fps: float) -> Tensor:
+def _clip(path: Path | None, settings: DrawSettings, fps: float) -> Tensor | None:
     """(F, H, W, 3) uint8 at the model's rate; the last frame stands still where the file is shorter."""
+    if path is None:
+        return None
     header = video_header(path)
     request = ClipRequest(
         path=path,

@@ -16,7 +16,7 @@ from torch import Tensor
 from musubi_core.data.batches import map_tensors, stacked
 from musubi_core.events import ShouldStop, never
 from musubi_core.generation.conditions import Conditions
-from musubi_core.generation.networks import Networks, sides
+from musubi_core.generation.networks import Networks, sides, times_of
 from musubi_core.generation.text import Encoded
 from musubi_core.models.spec import Conditioning
 from musubi_core.sampling.evaluation import COND, UNCOND, Evaluation, VelocityWrapper
@@ -47,7 +47,7 @@ def draw(
     """
     settings = conditions.settings
     sampler = SAMPLERS[settings.sampler]
-    times = sampler.times(settings.steps, settings.shift)
+    times = times_of(settings)
     velocity = _Velocity(networks, conditions, wrapper)
     step_at = {t: number for number, t in enumerate(times[:-1].tolist())}
 
@@ -55,6 +55,8 @@ def draw(
         return velocity(x, sampler.told(t), step_at[t])
 
     x = start_noise(networks, conditions).to(networks.device)
+    if conditions.start is not None:
+        x = torch.lerp(conditions.start.to(x)[None], x, float(times[0]))
     if should_stop():
         return None
     for step in sampler.solve(denoise, x, times):

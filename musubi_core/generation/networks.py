@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from musubi_core.generation.settings import DrawSettings
 from musubi_core.models.spec import ArchSpec, Expert
@@ -40,8 +40,13 @@ class Networks:
 def sides(settings: DrawSettings, experts: Sequence[Expert]) -> tuple[int, ...]:
     """For every step of a drawing, which network answers."""
     sampler = SAMPLERS[settings.sampler]
-    times = sampler.times(settings.steps, settings.shift)[:-1].tolist()
-    return tuple(_side(sampler.told(t), experts) for t in times)
+    return tuple(_side(sampler.told(t), experts) for t in times_of(settings)[:-1].tolist())
+
+
+def times_of(settings: DrawSettings) -> Tensor:
+    """(steps + 1,) descending to 0, of the steps that are taken."""
+    times = SAMPLERS[settings.sampler].times(settings.steps, settings.shift)
+    return times[-settings.taken_steps - 1 :]
 
 
 def _side(t: float, experts: Sequence[Expert]) -> int:

@@ -14,12 +14,15 @@ from musubi_core.models.spec import ArchSpec, Expert, OneFrame, SamplingDefaults
 SMALL = 256  # pixels: width and height where none are given, as in musubi-tuner
 MOST_STEPS = 1000
 MOST_SEED = 2**64 - 1
+USUAL_STRENGTH = 0.8
+ROUNDING = 1e-6  # so that 0.3 of 10 steps are 3
 MOST = 1000  # of a scale or a shift: more is a slip
 KINDS = {
-    "image": "start picture (--i)",
-    "end_image": "last picture (--ei)",
-    "control_video": "control clip (--cn)",
-    "control_images": "control picture (--ci)",
+    "image": "start picture (--image_path, --i in a prompt line)",
+    "end_image": "last picture (--end_image_path, --ei)",
+    "control_video": "control clip (--control_path, --cn)",
+    "control_images": "control picture (--control_image_path, --ci)",
+    "video": "clip to begin with (--video_path)",
 }
 
 
@@ -29,6 +32,7 @@ class DrawSettings:
 
     given: the prompt it was made from, which holds the paths of pictures. text, negative_prompt: as encoded;
     the latter None where no network is asked twice. cfg_scales: one per network, lowest noise first.
+    strength: the share of the steps that is taken, the last ones; less than 1 begins with a given clip.
     """
 
     given: Prompt
@@ -45,6 +49,12 @@ class DrawSettings:
     sampler: str
     split_uncond: bool
     one_frame: OneFrame | None
+    strength: float
+
+    @property
+    def taken_steps(self) -> int:
+        """How many steps are taken."""
+        return int(self.steps * self.strength + ROUNDING)
 
 
 def settle_prompt(
@@ -77,11 +87,17 @@ def settle_prompt(
     twice = any(scale != 1 for scale in scales)
     negative = usual.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
     if prompt.negative_prompt and not twice:
-        lines.append("The negative prompt has no effect with a cfg_scale of 1. Set --l to more than 1.")
+        lines.append(
+            "The negative prompt has no effect with a cfg_scale of 1. Set --guidance_scale (--l) to more."
+        )
     if prompt.guidance is not None and not usual.takes_guidance:
-        lines.append("guidance (--g) has no effect: this network is not told any. Use cfg_scale (--l).")
+        lines.append(
+            "guidance (--g) has no effect: this network is not told any. Use --guidance_scale (--l)."
+        )
     if prompt.cfg_scale_high is not None and len(experts) == 1:
         lines.append("cfg_scale_high has no effect: there is no second network for high noise.")
+    if prompt.strength is not None and prompt.video is None:
+        lines.append("strength has no effect: there is no clip to begin with.")
     settings = DrawSettings(
         given=prompt,
         text=prompt.text,
@@ -98,8 +114,20 @@ def settle_prompt(
         sampler=prompt.sampler or usual.samplers[0],
         split_uncond=split_uncond or usual.split_uncond,
         one_frame=one_frame,
+        strength=_strength(prompt),
     )
+    if settings.taken_steps < 1:
+        raise ConfigError(
+            f"strength {settings.strength:g} leaves none of the {settings.steps} steps of {_quoted(prompt)}. "
+            "Raise one of them."
+        )
     return settings, tuple(lines)
+
+
+def _strength(prompt: Prompt) -> float:
+    if prompt.video is None:
+        return 1.0
+    return USUAL_STRENGTH if prompt.strength is None else prompt.strength
 
 
 def _with_controls(prompt: Prompt) -> Prompt:
@@ -111,6 +139,7 @@ def _with_controls(prompt: Prompt) -> Prompt:
 def _check(prompt: Prompt, usual: SamplingDefaults, one_frame: OneFrame | None) -> None:
     """Raises ConfigError for numbers out of range, foreign samplers, and pictures too few or too many."""
     limits = {"seed": (0, MOST_SEED), "guidance": (0, MOST), "flow_shift": (0, MOST)}
+    limits["strength"] = (0, 1)
     limits |= dict.fromkeys(("cfg_scale", "cfg_scale_high"), (-MOST, MOST))
     for name, (least, most) in limits.items():
         value = getattr(prompt, name)
@@ -138,6 +167,7 @@ def _check(prompt: Prompt, usual: SamplingDefaults, one_frame: OneFrame | None) 
         "end_image": int(prompt.end_image is not None),
         "control_video": int(prompt.control_video is not None),
         "control_images": len(prompt.control_images),
+        "video": int(prompt.video is not None),
     }
     for kind, count in counts.items():
         least, most = getattr(taken, kind)

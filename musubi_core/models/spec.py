@@ -149,6 +149,7 @@ class TakenPictures:
     image: tuple[int, int | None] = (0, 0)
     end_image: tuple[int, int | None] = (0, 0)
     control_video: tuple[int, int | None] = (0, 0)
+    video: tuple[int, int | None] = (0, 0)
     control_images: tuple[int, int | None] = (0, 0)
     control_size: Callable[[int, int], tuple[int, int]] | None = None
     one_frame: tuple[int, int] = (0, 0)
@@ -172,7 +173,7 @@ class GivenPictures:
     """The pictures of a drawing as pixels, (H, W, 3) uint8, in its own size.
 
     size: (frames, height, width) of the drawing. seed: of the drawing, for a VAE that draws its latents.
-    control_video: (F, H, W, 3). control_images: (h, w, 3 or 4), in sizes of their own.
+    control_video, video: (F, H, W, 3). control_images: (h, w, 3 or 4), in sizes of their own.
     """
 
     size: tuple[int, int, int]
@@ -180,6 +181,7 @@ class GivenPictures:
     image: Tensor | None = None
     end_image: Tensor | None = None
     control_video: Tensor | None = None
+    video: Tensor | None = None
     control_images: tuple[Tensor, ...] = ()
     one_frame: OneFrame | None = None
 
@@ -189,12 +191,14 @@ class EncodedPictures:
     """Tensors for `sample_conditioning`, without a batch axis, under the names that caches have for them.
 
     `latents_image` is the picture to begin with. frames: of the latent, where they are not those of the
-    drawing; `result` is then the one to show.
+    drawing; `result` is then the one to show. start: (C, F, H, W) as the network sees it, a clean latent to
+    begin with in the place of noise.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     frames: int | None = None
     result: int = 0
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

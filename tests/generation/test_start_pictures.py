@@ -13,9 +13,11 @@ from torch import Tensor
 
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.generation.conditions import has_pictures, read_pictures
-from musubi_core.generation.draw import draw
+from musubi_core.generation.draw import draw, start_noise
 from musubi_core.models.flux_kontext.sizes import SIZES, nearest_size
 from musubi_core.models.spec import EncoderRequest, GivenPictures, Pixels
+from musubi_core.sampling.evaluation import asked
+from musubi_core.sampling.solving import flow_times
 
 WIDTH, HEIGHT, FRAMES = 32, 48, 5
 CPU = torch.device("cpu")
@@ -294,3 +296,37 @@ def test_times_that_cannot_be_are_refused(tiny, tmp_path, name, of, message):
         return
     with pytest.raises(ConfigError, match=message):
         model.conditions(**flags)
+
+
+def test_a_clip_to_begin_with_replaces_the_first_steps(tiny, tmp_path):
+    """With strength 0.5 the last half of the times is walked, from the clip and noise mixed for the first."""
+    model = tiny("hunyuan_video")
+    clip = pixels(5, FRAMES)
+    flags = {"video": folder_of(tmp_path / "clip", clip), "steps": 8}
+    conditions = model.conditions(strength=0.5, **flags)
+    (cached,) = model.codec.encode(Pixels(frames=clip[None], seeds=[1]))
+    text = {name: tensor[None] for name, tensor in conditions.text.items()}
+    clean = model.spec.training_input({**text, "latents": cached["latents"][None]}, model.options).latents
+    torch.testing.assert_close(conditions.start[None], clean, **EXACT)
+
+    times = flow_times(8, conditions.settings.shift)
+    seen: list[tuple[int, float]] = []
+    began: list[Tensor] = []
+
+    def wrapper(evaluation, ask):
+        seen.append((evaluation.steps, evaluation.t))
+        began.append(evaluation.x)
+        return asked(evaluation, ask)
+
+    draw(model.networks, conditions, wrapper=wrapper)
+    assert seen == [(4, t) for t in times[4:8].tolist()]
+    mixed = torch.lerp(clean, start_noise(model.networks, conditions), times[4].item())
+    torch.testing.assert_close(began[0], mixed)
+
+    whole = draw(model.networks, model.conditions(strength=1.0, **flags))
+    assert torch.equal(whole, draw(model.networks, model.conditions(steps=8))), "strength 1 begins with noise"
+    assert model.conditions(**flags).settings.taken_steps == 6, "0.8 is usual"
+    with pytest.raises(ConfigError, match=r"strength 0.1 leaves none of the 8 steps"):
+        model.conditions(strength=0.1, **flags)
+    with pytest.raises(ConfigError, match=r"strength is 1.5"):
+        model.conditions(strength=1.5, **flags)

@@ -12,7 +12,15 @@ NEGATIVE = (
     "Aerial view, aerial view, overexposed, low quality, deformation, a poor composition, bad hands, bad "
     "teeth, bad eyes, bad limbs, distortion"
 )
-USUAL = SamplingDefaults(steps=50, shift=7.0, guidance=6.0, frames=129, fps=24.0, colours=COLOURS)
+USUAL = SamplingDefaults(
+    steps=50,
+    shift=7.0,
+    guidance=6.0,
+    frames=129,
+    fps=24.0,
+    colours=COLOURS,
+    pictures=TakenPictures(video=(0, 1)),
+)
 WITH_IMAGE = SamplingDefaults(
     steps=50,
     shift=7.0,
@@ -22,7 +30,7 @@ WITH_IMAGE = SamplingDefaults(
     frames=129,
     fps=24.0,
     colours=COLOURS,
-    pictures=TakenPictures(image=(0, 1)),
+    pictures=TakenPictures(image=(0, 1), video=(0, 1)),
 )
 
 

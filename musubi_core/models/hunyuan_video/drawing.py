@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from musubi_core.models.hunyuan_video.inputs import LATENT_SCALE
 from musubi_core.models.hunyuan_video.options import TrainOptions
 from musubi_core.models.spec import EncodedPictures, GivenPictures, LatentCodec, Pixels
 
@@ -17,8 +18,16 @@ def noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def encode_pictures(codec: LatentCodec, given: GivenPictures, options: TrainOptions) -> EncodedPictures:
-    """latents_image (C, 1, h, w), as the cache of a picture would hold it, not scaled."""
+    """latents_image (C, 1, h, w), as the cache of a picture would hold it; a clip to begin with."""
+    start = None if given.video is None else _latents(codec, given.video, given.seed) * LATENT_SCALE
     if given.image is None:
-        return EncodedPictures()
-    (found,) = codec.encode(Pixels(frames=given.image[None, None], seeds=[given.seed]))
-    return EncodedPictures(tensors={"latents_image": found["latents"]})
+        return EncodedPictures(start=start)
+    return EncodedPictures(
+        tensors={"latents_image": _latents(codec, given.image[None], given.seed)}, start=start
+    )
+
+
+def _latents(codec: LatentCodec, frames: Tensor, seed: int) -> Tensor:
+    """(F, H, W, 3) uint8 -> (C, f, h, w), not scaled."""
+    (found,) = codec.encode(Pixels(frames=frames[None], seeds=[seed]))
+    return found["latents"].float().cpu()

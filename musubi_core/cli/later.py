@@ -41,8 +41,8 @@ LATER_OPTIONS: dict[str, tuple[LaterOption, ...]] = {
         switches="""bulk_decode cpu_noise exclude_single_blocks f1 img_in_txt_in_offloading lazy_loading
             lycoris one_frame_auto_resize fp8_vl disable_numpy_memmap""",
         values="""cfg_apply_ratio cfg_skip_mode ckpt_dir image_encoder latent_window_size model_version
-            one_frame_inference slg_end slg_layers slg_mode slg_scale slg_start strength text_encoder
-            trim_tail_frames video_path video_sections video_seconds""",
+            slg_end slg_layers slg_mode slg_scale slg_start text_encoder
+            trim_tail_frames video_sections video_seconds""",
         lists="compile_args control_image_mask_path",
     ),
 }

@@ -12,6 +12,7 @@ from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Listener, Preview, Progress, ShouldStop
 from musubi_core.files.replace import check_writable
 from musubi_core.generation.config import GenerateConfig
+from musubi_core.generation.memory import DECODING, enough_memory
 from musubi_core.generation.opening import parts_of, vae_of
 from musubi_core.generation.outputs import (
     LATENT_ENDING,
@@ -48,7 +49,8 @@ def decode_files(
             break
         emit(Progress(stage="decode", done=len(written), total=len(paths), text=path.name))
         codec = codec or encoding.open()
-        frames = codec.decode(one.latent[None].to(device))[0].cpu().numpy()
+        with enough_memory("decoding", DECODING):
+            frames = codec.decode(one.latent[None].to(device))[0].cpu().numpy()
         fps = config.output.fps or float(one.facts.get("fps") or spec.latent_with(options).fps)
         target = write_frames(
             folder,

@@ -9,6 +9,7 @@ from typing import Any
 import musubi_core
 from musubi_core.generation.opening import OpenedModel, lora_facts
 from musubi_core.generation.outputs import Facts
+from musubi_core.generation.prompt import Prompt
 from musubi_core.generation.settings import DrawSettings
 
 
@@ -25,7 +26,7 @@ def facts_of(opened: OpenedModel, settings: DrawSettings) -> Facts:
         "model": [expert.path.name for expert in opened.experts],
         "vae": _name(config.model.vae),
         "loras": lora_facts(opened.loras),
-        "fp8": config.model.fp8,
+        "fp8": config.model.fp8 or None,
         "options": _shared(opened),
     }
     return {name: value for name, value in facts.items() if value not in (None, [], {})}
@@ -56,6 +57,11 @@ def _shared(opened: OpenedModel) -> dict[str, Any]:
     names = {one.name for one in dataclasses.fields(opened.arch.latent)}
     values = {name: getattr(opened.arch.train, name, None) for name in names}
     return {name: value for name, value in values.items() if isinstance(value, (str, int, float))}
+
+
+def _pictures(given: Prompt) -> list[Path]:
+    single = (given.image, given.end_image, given.control_video, given.video)
+    return [path for path in (*single, *given.control_images) if path is not None]
 
 
 def _name(path: Path | None) -> str | None:

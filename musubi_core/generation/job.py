@@ -18,6 +18,7 @@ from musubi_core.generation.conditions import Conditions, has_pictures, prepare
 from musubi_core.generation.config import GenerateConfig
 from musubi_core.generation.decoding import decode_files
 from musubi_core.generation.magcache import ratio_tables
+from musubi_core.generation.memory import TEXT, enough_memory
 from musubi_core.generation.merged import save_merged
 from musubi_core.generation.opening import OpenedModel, open_model
 from musubi_core.generation.prompt import Prompt
@@ -108,7 +109,10 @@ class _Work:
         if conditions is None:
             return
         finished: list[Drawing] = []
-        with Session(self._opened, self._emit, self._should_stop) as session:
+        with (
+            self._results.kept_if_failing(finished),
+            Session(self._opened, self._emit, self._should_stop) as session,
+        ):
             for number, one in enumerate(conditions, start=1):
                 latent = session.draw(one, f"draw {number} of {len(conditions)}", self._results.folder)
                 if latent is None:
@@ -184,9 +188,10 @@ class _Work:
         known = {None, *self._texts}
         fresh = [one for one in drawings if not {one.text, one.negative_prompt} <= known]
         if fresh:
-            texts = encode_prompts(
-                opened.spec, fresh, opened.text_request(), emit=self._emit, should_stop=self._should_stop
-            )
+            with enough_memory("reading the prompts", TEXT):
+                texts = encode_prompts(
+                    opened.spec, fresh, opened.text_request(), emit=self._emit, should_stop=self._should_stop
+                )
             if texts is None:
                 return None
             self._texts |= texts

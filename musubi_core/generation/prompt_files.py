@@ -101,6 +101,8 @@ FIELDS = (
         expected="a path, or a list of paths",
         many=True,
     ),
+    _Field(name="video", key="video_path", flag="", read=_unquoted, expected="a path"),
+    _Field(name="strength", key="strength", flag="", read=_share, expected="a number from 0 to 1"),
     _Field(name="one_frame", key="one_frame", flag="of", read=str, expected="a text"),
     _Field(
         name="magcache_retention_ratio",
@@ -124,7 +126,7 @@ FIELDS = (
         expected="a whole number of at least 0",
     ),
 )
-_BY_FLAG = {field.flag: field for field in FIELDS}
+_BY_FLAG = {field.flag: field for field in FIELDS if field.flag}
 _BY_KEY = {field.key: field for field in FIELDS}
 _TEXT, _SUBSET, _KEEP_SIZE = "prompt", "subset", "no_resize_control"
 

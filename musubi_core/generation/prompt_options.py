@@ -15,6 +15,7 @@ PICTURES = {
     "end_image": "last picture",
     "control_video": "control clip",
     "control_images": "control picture",
+    "video": "clip to begin with",
 }
 
 
@@ -74,6 +75,21 @@ class PromptOptions:
     control_image_path: tuple[Path, ...] = option(
         (), help="Pictures to edit or to refer to, for models that take them."
     )
+    video_path: Path | None = option(
+        None, help="Clip, or folder of pictures, to begin with in the place of noise, for models that can."
+    )
+    strength: float | None = option(
+        None,
+        ge=0.0,
+        le=1.0,
+        help="How much of the clip in video_path is drawn anew: 1 keeps nothing. Default: 0.8.",
+    )
+    one_frame_inference: str | None = option(
+        None,
+        help="Draw one frame at a time of its own beside control pictures at theirs, for models that can, "
+        "e.g. target_index=1,control_index=0.",
+        advanced=True,
+    )
     no_resize_control: bool = option(
         False, help="Keep the size of control pictures, cut to what the model can take."
     )
@@ -120,6 +136,9 @@ class PromptOptions:
             control_video=self.control_path,
             control_images=self.control_image_path,
             resize_controls=not self.no_resize_control,
+            video=self.video_path,
+            strength=self.strength,
+            one_frame=self.one_frame_inference,
         )
 
     def filled(self, prompt: Prompt) -> Prompt:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from musubi_core.events import FileWritten, Listener, Note, Preview, ShouldStop
 from musubi_core.generation.facts import facts_of
+from musubi_core.generation.memory import DECODING, enough_memory
 from musubi_core.generation.opening import OpenedModel
 from musubi_core.generation.outputs import free_stem, write_frames, write_latent
 from musubi_core.generation.settings import DrawSettings
@@ -46,7 +48,7 @@ class Results:
         return drawing
 
     def keep_undecoded(self, drawings: Sequence[Drawing]) -> None:
-        """After a stop: nothing that was drawn is lost, and decoding is for later."""
+        """Nothing that was drawn is lost; decoding is for later."""
         if not drawings or not self._output.decodes:
             return
         for drawing in drawings:
@@ -55,20 +57,34 @@ class Results:
         self._emit(Note(text="What was drawn is kept as latents. Decode them with --latent_path."))
 
     def decode(self, drawings: Sequence[Drawing], codec: LatentCodec, should_stop: ShouldStop) -> None:
-        """From latents to pictures and clips, one by one; after a stop the rest stays latents."""
+        """From latents to files, one by one; after a stop or a failure the rest stays latents."""
+        for number, drawing in enumerate(drawings):
+            with self.kept_if_failing(drawings[number:]):
+                if should_stop():
+                    self.keep_undecoded(drawings[number:])
+                    return
+                self._decode(drawing, codec)
+
+    @contextlib.contextmanager
+    def kept_if_failing(self, drawings: Sequence[Drawing]) -> Iterator[None]:
+        """Whatever is raised inside, drawings that took minutes are not lost."""
+        try:
+            yield
+        except BaseException:
+            self.keep_undecoded(drawings)
+            raise
+
+    def _decode(self, drawing: Drawing, codec: LatentCodec) -> None:
         usual = self._opened.spec.sampling_with(self._opened.arch.train)
         fps = self._output.fps or usual.fps
-        for number, drawing in enumerate(drawings):
-            if should_stop():
-                self.keep_undecoded(drawings[number:])
-                return
+        with enough_memory("decoding", DECODING):
             frames = codec.decode(drawing.latent[None].to(self._opened.device))[0].cpu().numpy()
-            facts = facts_of(self._opened, drawing.settings)
-            path = write_frames(
-                self.folder, drawing.stem, frames, fps=fps, as_images=self._output.as_images, facts=facts
-            )
-            self._tell(path, what_is(path))
-            self._emit(Preview(step=drawing.settings.steps, title=path.name, frames=frames, fps=fps))
+        facts = facts_of(self._opened, drawing.settings)
+        path = write_frames(
+            self.folder, drawing.stem, frames, fps=fps, as_images=self._output.as_images, facts=facts
+        )
+        self._tell(path, what_is(path))
+        self._emit(Preview(step=drawing.settings.steps, title=path.name, frames=frames, fps=fps))
 
     def _write_latent(self, drawing: Drawing) -> None:
         facts = facts_of(self._opened, drawing.settings)

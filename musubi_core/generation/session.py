@@ -16,6 +16,7 @@ from musubi_core.generation.draw import OnStep, draw, look_away
 from musubi_core.generation.glances import glances
 from musubi_core.generation.loading import hang_beside, load_frozen, load_with_merged
 from musubi_core.generation.magcache import magcache
+from musubi_core.generation.memory import DRAWING, enough_memory
 from musubi_core.generation.networks import Networks
 from musubi_core.generation.opening import OpenedModel
 from musubi_core.generation.outputs import write_frames
@@ -39,7 +40,7 @@ class Session:
         self._compiled = Compiled()
 
     def __enter__(self) -> Session:
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack, enough_memory("loading the model", DRAWING):
             self._load(stack)
             self._stack = stack.pop_all()
         return self
@@ -70,8 +71,9 @@ class Session:
                     should_stop=self._should_stop,
                 )
 
-        self._emit(Progress(stage=stage, done=0, total=conditions.settings.steps))
-        return self._compiled.attempt(work, held=torch.zeros(1))
+        self._emit(Progress(stage=stage, done=0, total=conditions.settings.taken_steps))
+        with enough_memory("drawing", DRAWING):
+            return self._compiled.attempt(work, held=torch.zeros(1))
 
     def _load(self, stack: contextlib.ExitStack) -> None:
         opened, device = self._opened, self._opened.device
@@ -123,7 +125,7 @@ class Session:
         return model
 
     def _on_step(self, networks: Networks, conditions: Conditions, stage: str, folder: Path) -> OnStep:
-        steps, every = conditions.settings.steps, self._opened.config.output.preview_latent_every
+        steps, every = conditions.settings.taken_steps, self._opened.config.output.preview_latent_every
 
         def show(event: Event) -> None:
             if isinstance(event, Preview):

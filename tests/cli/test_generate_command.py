@@ -88,7 +88,7 @@ def test_prompts_are_asked_for(models: dict[str, list[str]], tmp_path: Path, mon
         (["--prompt", "a", "--lora_weight", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--prompt", "a", "--reference_placement", "index"], "is an option of flux_kontext"),
         (["--prompt", "a", "--expert_loras", "pair"], "unknown option '--expert_loras'"),
-        (["--prompt", "a", "--video_path", "a.mp4"], "--video_path is known from musubi-tuner"),
+        (["--prompt", "a", "--slg_mode", "original"], "--slg_mode is known from musubi-tuner"),
         (["--from_file", "nowhere.txt"], "nowhere.txt"),
         (["--prompt", "a", "--seed", "-1"], "seed = -1"),
         (["--prompt", "a", "--control_image_path", "nowhere.png"], "control picture nowhere.png"),

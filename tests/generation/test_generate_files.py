@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from musubi_core.errors import BadFileError, ConfigError
+from musubi_core.errors import BadFileError, ConfigError, MusubiError
 from musubi_core.events import Event, Preview, Progress
 from musubi_core.generation.job import generate
+from musubi_core.generation.memory import enough_memory
 from musubi_core.models.registry import SPECS
 from musubi_core.models.wan.tiny import write_tiny_variant
 
@@ -276,3 +277,40 @@ def test_a_picture_in_place_of_a_vae_is_refused_before_text_is_encoded(tmp_path:
     with pytest.raises(BadFileError, match="is not a Wan VAE") as raised:
         drawn("wan", tmp_path / "out", vae=tiny("wan").dit)
     assert "wan_t2v-14B_tiny" in str(raised.value)
+
+
+class Failing:
+    """A VAE that runs out of memory at the second drawing."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros(1, 1, 64, 96, 3, dtype=torch.uint8)
+
+
+def test_when_decoding_fails_the_drawings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\nb\nc\n", encoding="utf-8")
+    options = values("wan", tmp_path / "out", from_file=prompts, video_length=1)
+    del options["prompt"]
+    monkeypatch.setattr("musubi_core.models.wan.latents.WanCodec", lambda *given, **more: Failing())
+    with pytest.raises(MusubiError, match=r"Out of memory while decoding\. What helps"):
+        call("wan", options)
+    endings = sorted(path.suffix for path in (tmp_path / "out").iterdir())
+    assert endings == [".png", ".safetensors", ".safetensors"]
+
+
+def test_a_size_beyond_all_memory_is_an_error_that_says_what_helps(tmp_path: Path):
+    with pytest.raises(MusubiError, match=r"Out of memory while drawing.*--video_size"):
+        drawn("wan", tmp_path / "out", video_size=[16_000_000, 16_000_000], video_length=1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["something else", "shapes cannot be multiplied"])
+def test_other_failures_stay_what_they_are(words: str):
+    with pytest.raises(RuntimeError, match=words), enough_memory("drawing", "nothing"):
+        raise RuntimeError(words)

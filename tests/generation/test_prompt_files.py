@@ -127,6 +127,11 @@ def test_every_key_of_json_and_texts_with_flags(tmp_path: Path):
     assert read_prompts(path) == (PROMPT, PROMPT, PROMPT)
 
 
+def test_a_clip_to_begin_with_is_named_in_files(tmp_path: Path):
+    path = written(tmp_path, "p.json", '[{"prompt": "a", "video_path": "a.mp4", "strength": 0.5}]')
+    assert read_prompts(path) == (Prompt(text="a", video=Path("a.mp4"), strength=0.5),)
+
+
 def test_a_subset_of_toml_wins_over_what_all_share(tmp_path: Path):
     text = """
         [prompt]

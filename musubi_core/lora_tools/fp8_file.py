@@ -7,7 +7,7 @@ ComfyUI's: `X.weight` in fp8, `X.weight_scale`, one number, and `X.comfy_quant`,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -26,6 +26,7 @@ from musubi_core.files.tensors import write_made
 from musubi_core.lora_tools.fp8_file_config import Fp8FileConfig
 from musubi_core.models.detection import architecture_of
 from musubi_core.models.registry import architecture
+from musubi_core.models.spec import ArchSpec
 from musubi_core.quantization.fp8 import DTYPES, Quantised, Rows, quantise_rows, sampled_error
 from musubi_core.quantization.report import error_text
 from musubi_core.quantization.scheme import QuantisationConfig, Scheme
@@ -49,7 +50,9 @@ def quantise_file(
     config.check()
     device = pick_device(config.device)
     with open_checkpoint(config.input) as checkpoint:
-        names = _chosen(checkpoint, config)
+        spec = architecture(config.architecture) if config.architecture else architecture_of(config.input)
+        names = chosen_weights(checkpoint, spec)
+        _refuse_fp8(checkpoint, names, config)
         made = Making(
             checkpoint=checkpoint,
             names=frozenset(names),
@@ -61,12 +64,17 @@ def quantise_file(
         )
         infos = made.infos()
         try:
-            write_made(config.output, infos, made.tensor, _metadata(checkpoint, config))
+            write_made(config.output, infos, made.tensor, made.metadata(checkpoint.metadata))
         except Stopped:
             return None
         size = sum(prod(info.shape) * _width(info.dtype) for info in checkpoint.header.values())
     _report(config, made, size, emit)
     return config.output
+
+
+def as_stored(name: str) -> Tensor | None:
+    """No tensor but the one in the file."""
+    return None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +83,7 @@ class Making:
 
     checkpoint: Checkpoint
     names: frozenset[str]  # of weights that become 8-bit
+    changed: Callable[[str], Tensor | None] = as_stored  # what stands in for a tensor of the file, float32
     scheme: Scheme
     target: str
     device: torch.device
@@ -123,19 +132,26 @@ class Making:
 
     def quantised(self, name: str) -> Quantised:
         """Codes and scale of a weight, with its error noted."""
-        stored = self.checkpoint.header[name]
-        if stored.dtype in PLAIN:
+        stored, whole = self.checkpoint.header[name], self.changed(name)
+        if whole is None and stored.dtype in PLAIN:
             read: Rows = partial(self.checkpoint.read_rows, name)
         else:
-            whole = read_unscaled(self.checkpoint, name)
-            read = lambda start, stop: whole[start:stop]  # noqa: E731
+            rows = read_unscaled(self.checkpoint, name) if whole is None else whole
+            read = lambda start, stop: rows[start:stop]  # noqa: E731
         where = f"{self.checkpoint.path}: {name}"
         made = quantise_rows(read, stored.shape, self.scheme, device=self.device, name=where)
         self.errors[name.removesuffix(".weight")] = sampled_error(read, made)
         return made
 
     def precise(self, name: str) -> Tensor:
-        """A tensor that stays as it is; fp8 with a scale beside it, which the new file lacks, as bf16."""
+        """A tensor that is not rounded; fp8 with a scale beside it, which the new file lacks, as bf16."""
+        changed = self.changed(name)
+        if changed is not None:
+            stored = self.checkpoint.header[name].dtype
+            found = changed.to(getattr(torch, stored) if stored in PLAIN else torch.bfloat16)
+            if not found.isfinite().all():
+                raise BadFileError(f"{name} would hold NaN or infinity as {stored}. Nothing was written.")
+            return found
         if is_fp8(self.checkpoint, name):
             return read_unscaled(self.checkpoint, name).to(torch.bfloat16)
         return self.checkpoint.read(name)
@@ -145,50 +161,50 @@ class Making:
         entries = {"format": _dtype_name(self.scheme), "full_precision_matrix_mult": True}
         return json.dumps(entries).encode("utf-8")
 
+    def metadata(self, stored: Mapping[str, str]) -> dict[str, str]:
+        """What the input says of itself; in our own form also the scheme."""
+        metadata = {key: text for key, text in stored.items() if key != "_quantization_metadata"}
+        if self.target == "musubi":
+            scheme = self.scheme
+            metadata |= {
+                "quant": f"{scheme.granularity}-fp8",
+                "block": str(scheme.block) if scheme.granularity == "block" else "",
+                "quant_format": _dtype_name(scheme),
+            }
+        return {"format": "pt", **metadata}
 
-def _chosen(checkpoint: Checkpoint, config: Fp8FileConfig) -> list[str]:
+    @property
+    def summary(self) -> str:
+        """How many weights were rounded, and how far."""
+        return f"{len(self.names)} weights are in fp8{error_text(self.errors)}."
+
+
+def chosen_weights(checkpoint: Checkpoint, spec: ArchSpec) -> list[str]:
     """The weights to put into 8 bits. Raises ConfigError or BadFileError when that cannot be done."""
-    spec = architecture(config.architecture) if config.architecture else architecture_of(config.input)
     if not spec.fp8_targets:
         raise ConfigError(f"fp8 weights are not available for {spec.name}.")
     if spec.detect(checkpoint.header) is None:
-        raise BadFileError(f"{config.input} is no {spec.name} network: {spec.refuse(checkpoint.header)}")
+        raise BadFileError(f"{checkpoint.path} is no {spec.name} network: {spec.refuse(checkpoint.header)}")
     wanted = QuantisationConfig(targets=spec.fp8_targets, keep_precise=spec.keep_precise)
-    names = [
+    return [
         name
         for name in without_helpers(checkpoint.header)
         if name.endswith(".weight") and len(checkpoint.header[name].shape) == 2 and wanted.covers(name)
     ]
+
+
+def _refuse_fp8(checkpoint: Checkpoint, names: list[str], config: Fp8FileConfig) -> None:
     fp8 = [name for name in names if is_fp8(checkpoint, name)]
     if fp8 and not config.upcast_fp8:
         raise BadFileError(
             f"{config.input} holds fp8 weights already ({len(fp8)} of {len(names)}, first: {fp8[0]}); they "
             "would be rounded a second time. Use the bf16 or fp16 file of this model, or --upcast_fp8."
         )
-    return names
-
-
-def _metadata(checkpoint: Checkpoint, config: Fp8FileConfig) -> Mapping[str, str]:
-    """What the input says of itself; in our own form also the scheme."""
-    scheme = config.as_scheme()
-    metadata = {key: text for key, text in checkpoint.metadata.items() if key != "_quantization_metadata"}
-    if config.target == "musubi":
-        metadata |= {
-            "quant": f"{scheme.granularity}-fp8",
-            "block": str(scheme.block) if scheme.granularity == "block" else "",
-            "quant_format": _dtype_name(scheme),
-        }
-    return {"format": "pt", **metadata}
 
 
 def _report(config: Fp8FileConfig, made: Making, before: int, emit: Listener) -> None:
     after = config.output.stat().st_size
-    emit(
-        Note(
-            text=f"{len(made.names)} weights are in fp8{error_text(made.errors)}. "
-            f"{before / 1e9:.2f} GB became {after / 1e9:.2f} GB."
-        )
-    )
+    emit(Note(text=f"{made.summary} {before / 1e9:.2f} GB became {after / 1e9:.2f} GB."))
     upcast = sum(is_fp8(made.checkpoint, name) for name in made.names)
     if upcast:
         emit(

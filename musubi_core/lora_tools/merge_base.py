@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from musubi_core.device.precision import pick_device
 from musubi_core.encoders.stored_scales import HELPERS, is_fp8, read_unscaled
 from musubi_core.errors import BadFileError
 from musubi_core.events import Listener, Note, Progress, ShouldStop
@@ -16,9 +18,12 @@ from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.files.tensors import write_made
 from musubi_core.lora_tools.base_model import BaseModel, Target, open_base
 from musubi_core.lora_tools.dense import DENSE, dense_change, matrix_size
+from musubi_core.lora_tools.fp8_file import Making, Stopped, chosen_weights
+from musubi_core.lora_tools.fp8_file_config import DEFAULT_GRANULARITY
 from musubi_core.lora_tools.layers import dtype_for
 from musubi_core.lora_tools.merge_config import MergeConfig
 from musubi_core.lora_tools.records import LoraSource, Record
+from musubi_core.quantization.scheme import Scheme
 
 # parts of changes without a rank -> the parameter of the layer that they are added to
 _PARAMETERS = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
@@ -42,10 +47,6 @@ class Addition:
         rows.add_(self.target.turned(change.reshape(rows.shape)), alpha=self.multiplier)
 
 
-class _Stopped(Exception):
-    """Leaves the file unwritten."""
-
-
 def merge_into_model(
     config: MergeConfig, sources: Sequence[LoraSource], emit: Listener, should_stop: ShouldStop
 ) -> bool:
@@ -53,25 +54,80 @@ def merge_into_model(
     assert config.dit is not None
     with open_base(config.dit, config.architecture) as base:
         additions = additions_to(base, sources, config.multipliers)
-        infos = _infos(config, base)
-        done = 0
-
-        def make(name: str) -> Tensor:
-            nonlocal done
-            if should_stop():
-                raise _Stopped
-            done += 1
-            emit(Progress(stage="merge", done=done, total=len(infos), text=name))
-            return merged(base, name, additions.get(name, ()), getattr(torch, infos[name].dtype))
-
         metadata = {k: v for k, v in base.checkpoint.metadata.items() if not k.startswith("sshs_")}
         named = zip(config.lora_weight, config.multipliers, strict=True)
         metadata["musubi_core.merged"] = ", ".join(f"{path.name} {strength:g}" for path, strength in named)
-        try:
-            write_made(config.output_file, infos, make, metadata)
-        except _Stopped:
-            return False
-        emit(Note(text=f"{len(additions)} tensors of {len(infos)} were changed by {len(sources)} LoRAs."))
+        work = Merging(base=base, additions=additions, metadata=metadata, emit=emit, should_stop=should_stop)
+        if config.fp8 is not None:
+            done = _write_fp8(config.output_file, config.fp8, work)
+        else:
+            done = _write_plain(config, work)
+        if done:
+            count = len(base.names)
+            emit(Note(text=f"{len(additions)} tensors of {count} were changed by {len(sources)} LoRAs."))
+    return done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merging:
+    """What goes into the new file, and who is told. additions: by name in the file of the model."""
+
+    base: BaseModel
+    additions: Mapping[str, Sequence[Addition]]
+    metadata: dict[str, str]
+    emit: Listener
+    should_stop: ShouldStop
+
+    def changed(self, name: str) -> Tensor | None:
+        """A tensor with its additions in float32; None where there are none."""
+        found = self.additions.get(name)
+        return merged(self.base, name, found, torch.float32) if found else None
+
+
+def _write_plain(config: MergeConfig, work: Merging) -> bool:
+    """In the number formats of the file or the one asked for. Returns False when stopped."""
+    infos = _infos(config, work.base)
+    done = 0
+
+    def make(name: str) -> Tensor:
+        nonlocal done
+        if work.should_stop():
+            raise Stopped
+        done += 1
+        work.emit(Progress(stage="merge", done=done, total=len(infos), text=name))
+        return merged(work.base, name, work.additions.get(name, ()), getattr(torch, infos[name].dtype))
+
+    try:
+        write_made(config.output_file, infos, make, work.metadata)
+    except Stopped:
+        return False
+    return True
+
+
+def _write_fp8(output: Path, target: str, work: Merging) -> bool:
+    """Weights as `quantize-fp8` makes them, each sum rounded once. Returns False when stopped."""
+    checkpoint = work.base.checkpoint
+    names = chosen_weights(checkpoint, work.base.spec)
+    if twice := [name for name in names if is_fp8(checkpoint, name)]:
+        raise BadFileError(
+            f"{checkpoint.path} holds {len(twice)} fp8 weights (first: {twice[0]}), which would be rounded a "
+            "second time. Use the bf16 file of this model, or leave out --fp8: the result then is bf16."
+        )
+    making = Making(
+        checkpoint=checkpoint,
+        names=frozenset(names),
+        changed=work.changed,
+        scheme=Scheme(granularity=DEFAULT_GRANULARITY[target]),
+        target=target,
+        device=pick_device(None),
+        emit=work.emit,
+        should_stop=work.should_stop,
+    )
+    try:
+        write_made(output, making.infos(), making.tensor, making.metadata(work.metadata))
+    except Stopped:
+        return False
+    work.emit(Note(text=making.summary))
     return True
 
 

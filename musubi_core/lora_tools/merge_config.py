@@ -8,6 +8,7 @@ from pathlib import Path
 
 from musubi_core.config import option
 from musubi_core.errors import ConfigError
+from musubi_core.lora_tools.fp8_file_config import DEFAULT_GRANULARITY
 from musubi_core.lora_tools.resize_config import PRECISIONS
 
 
@@ -44,6 +45,13 @@ class MergeConfig:
         choices=PRECISIONS,
     )
 
+    fp8: str | None = option(
+        None,
+        help="With dit: write a model with 8-bit weights, each sum rounded once. musubi: for --fp8_scaled. "
+        "comfyui: for ComfyUI's own loader. As quantize-fp8 does with the same target.",
+        choices=tuple(DEFAULT_GRANULARITY),
+    )
+
     def check(self) -> None:
         """Raises ConfigError for options that exclude each other."""
         if not self.lora_weight:
@@ -57,6 +65,10 @@ class MergeConfig:
             raise ConfigError("A lora_multiplier is 0 or not a number. Leave that LoRA out instead.")
         if self.dit is not None and (self.new_rank or self.energy is not None or self.size is not None):
             raise ConfigError("new_rank, energy and size are for a merged LoRA; a model has no rank.")
+        if self.fp8 is not None and (self.dit is None or self.save_precision is not None):
+            raise ConfigError(
+                "fp8 is a number format of a model: it needs --dit, and takes the place of save_precision."
+            )
         if self.size is not None and (self.new_rank or self.energy is not None or self.size <= 0):
             raise ConfigError("size must be above 0, and chooses the ranks: leave out new_rank and energy.")
         paths = [path.resolve() for path in self.lora_weight]

@@ -80,6 +80,8 @@ def _draw_all(
         work.one_by_one(ask)
     else:
         work.at_once(_given_prompts(config))
+    if should_stop():
+        emit(Note(text="Stopped. A drawing that was at work is given up."))
     return tuple(results.written)
 
 

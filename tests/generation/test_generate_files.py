@@ -231,6 +231,7 @@ def test_whenever_a_batch_is_stopped_files_are_whole_and_drawings_are_kept(calls
             picture(path)
         else:
             assert load_file(path)["latent"].isfinite().all()
+    assert "Stopped." in found.lines
     if any(path.suffix == ".safetensors" for path in there):
         assert "kept as latents" in found.lines
 

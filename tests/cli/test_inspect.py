@@ -98,3 +98,17 @@ def test_an_unknown_architecture_is_named(tmp_path: Path, capsys: pytest.Capture
     a_picture(tmp_path / "ねこ pictures" / "a.png", (256, 256), "a")
     assert main(["inspect", *MODEL, str(a_dataset(tmp_path)), "--architecture", "hunyuan_vide"]) == 2
     assert "Did you mean hunyuan_video" in capsys.readouterr().err
+
+
+def test_a_task_decides_the_sizes_of_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The VAE of Wan 2.2's 5B model halves the sides once more, so its buckets are 32 pixels apart."""
+    a_picture(tmp_path / "ねこ pictures" / "a.png", (600, 300), "a cat")
+    dataset = str(a_dataset(tmp_path))
+    assert main(["inspect", dataset, "--architecture", "wan"]) == 0
+    assert "368x176" in capsys.readouterr().out
+    assert main(["inspect", dataset, "--architecture", "wan", "--task", "ti2v-5B"]) == 0
+    assert "320x192" in capsys.readouterr().out
+    assert main(["inspect", dataset, "--architecture", "wan", "--task", "ti2v-6B"]) == 2
+    assert "ti2v-5B" in capsys.readouterr().err
+    assert main(["inspect", dataset, *MODEL, "--task", "ti2v-5B"]) == 2
+    assert "hunyuan_video has no tasks" in capsys.readouterr().err

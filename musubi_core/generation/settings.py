@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,26 +78,15 @@ def settle_prompt(
     lines: list[str] = []
     shape = spec.latent_with(options)
     width, height = (
-        _floor(name, value, shape.pixel_step, lines)
-        for name, value in (("width", prompt.width or SMALL), ("height", prompt.height or SMALL))
+        _floor(name, SMALL if value is None else value, shape.pixel_step, lines)
+        for name, value in (("width", prompt.width), ("height", prompt.height))
     )
     usual_frames = usual.frames if prompt.frames is None else prompt.frames
     frames = _frames(1 if one_frame is not None else usual_frames, shape.temporal, lines)
     scales = _scales(prompt, usual, experts)
     twice = any(scale != 1 for scale in scales)
     negative = usual.negative_prompt if prompt.negative_prompt is None else prompt.negative_prompt
-    if prompt.negative_prompt and not twice:
-        lines.append(
-            "The negative prompt has no effect with a cfg_scale of 1. Set --guidance_scale (--l) to more."
-        )
-    if prompt.guidance is not None and not usual.takes_guidance:
-        lines.append(
-            "guidance (--g) has no effect: this network is not told any. Use --guidance_scale (--l)."
-        )
-    if prompt.cfg_scale_high is not None and len(experts) == 1:
-        lines.append("cfg_scale_high has no effect: there is no second network for high noise.")
-    if prompt.strength is not None and prompt.video is None:
-        lines.append("strength has no effect: there is no clip to begin with.")
+    lines += _without_effect(prompt, usual, twice=twice, networks=len(experts))
     settings = DrawSettings(
         given=prompt,
         text=prompt.text,
@@ -122,6 +111,18 @@ def settle_prompt(
             "Raise one of them."
         )
     return settings, tuple(lines)
+
+
+def _without_effect(prompt: Prompt, usual: SamplingDefaults, *, twice: bool, networks: int) -> Iterator[str]:
+    """A line for each thing that the prompt asks for in vain."""
+    if prompt.negative_prompt and not twice:
+        yield "The negative prompt has no effect with a cfg_scale of 1. Set --guidance_scale (--l) to more."
+    if prompt.guidance is not None and not usual.takes_guidance:
+        yield "guidance (--g) has no effect: this network is not told any. Use --guidance_scale (--l)."
+    if prompt.cfg_scale_high is not None and networks == 1:
+        yield "cfg_scale_high has no effect: there is no second network for high noise."
+    if prompt.strength is not None and prompt.video is None:
+        yield "strength has no effect: there is no clip to begin with."
 
 
 def _strength(prompt: Prompt) -> float:

@@ -98,6 +98,7 @@ def test_sizes_and_numbers_that_do_not_fit_are_corrected_with_one_line_each():
         ("hunyuan_video", {"negative_prompt": "dark"}, "negative prompt has no effect"),
         ("wan", {"guidance": 6.0}, "guidance (--g) has no effect"),
         ("wan", {"cfg_scale_high": 2.0}, "no second network"),
+        ("hunyuan_video", {"strength": 0.5}, "no clip to begin with"),
     ],
 )
 def test_what_has_no_effect_is_said(name, flags, line):
@@ -109,6 +110,7 @@ def test_what_has_no_effect_is_said(name, flags, line):
     ("name", "flags", "message"),
     [
         ("hunyuan_video", {"width": 8}, "width is 8 pixels; expected a multiple of 16"),
+        ("hunyuan_video", {"height": 0}, "height is 0 pixels"),
         ("hunyuan_video", {"frames": 0}, "frames is 0"),
         ("hunyuan_video", {"seed": -1}, "seed is -1 in the prompt 'a cat'"),
         ("hunyuan_video", {"seed": 2**64}, "seed is 18446744073709551616"),

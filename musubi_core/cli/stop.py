@@ -14,9 +14,20 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.interrupts = False  # while waiting for a person, a signal must end the waiting too
 
     def __call__(self) -> bool:
         return self.signal is not None
+
+    def ask(self, text: str) -> str | None:
+        """The next line that a person types; None at the end of the input and on a signal."""
+        self.interrupts = True
+        try:
+            return input(text)
+        except (EOFError, KeyboardInterrupt):
+            return None
+        finally:
+            self.interrupts = False
 
     @property
     def exit_code(self) -> int:
@@ -39,6 +50,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         if request.signal is None:
             request.signal = number
+            if request.interrupts:
+                raise KeyboardInterrupt
             return
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt

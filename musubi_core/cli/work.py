@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musubi_core.cli.stop import StopRequest
 from musubi_core.errors import BadFileError
 from musubi_core.events import Event, FileWritten, Listener, ShouldStop
 
@@ -51,19 +52,11 @@ def train(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
         check_lora(path)
 
 
-def generate(config: Any, listener: Listener, should_stop: ShouldStop) -> None:
+def generate(config: Any, listener: Listener, should_stop: StopRequest) -> None:
     from musubi_core.generation.job import generate as job
 
-    for path in job(config, listener, should_stop, ask=ask_line):
+    for path in job(config, listener, should_stop, ask=lambda: should_stop.ask("prompt (empty to end)> ")):
         check_drawn(path)
-
-
-def ask_line() -> str | None:
-    """The next line that a person types; None at the end of the input."""
-    try:
-        return input("prompt (empty to end)> ")
-    except EOFError:
-        return None
 
 
 def demo(config: Any, listener: Listener, should_stop: ShouldStop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -73,3 +74,23 @@ def test_the_third_signal_ends_even_what_ignores_the_second():
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_a_signal_ends_the_waiting_for_a_person(monkeypatch: pytest.MonkeyPatch):
+    def typing(text: str) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return "never comes back by itself"
+
+    monkeypatch.setattr("builtins.input", typing)
+    with stop_on_signals() as should_stop:
+        assert should_stop.ask("prompt> ") is None
+        assert should_stop()
+    assert should_stop.exit_code == 130
+
+
+def test_the_end_of_the_input_is_no_stop(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a cat\n"))
+    with stop_on_signals() as should_stop:
+        assert should_stop.ask("") == "a cat"
+        assert should_stop.ask("") is None
+        assert not should_stop()

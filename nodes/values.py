@@ -27,6 +27,7 @@ OptimizerType = io.Custom("MUSUBI_OPTIMIZER")
 TimestepsType = io.Custom("MUSUBI_TIMESTEPS")
 MemoryType = io.Custom("MUSUBI_MEMORY")
 SavingType = io.Custom("MUSUBI_SAVING")
+SamplesType = io.Custom("MUSUBI_SAMPLES")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,14 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Encoders:
+    """The options of VAE and text encoders, as TrainConfig wants them for drawing."""
+
+    latent: Any
+    text: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingModel:
     """Files of a base model and the options of its architecture."""
 
@@ -58,6 +67,10 @@ class TrainingModel:
     @property
     def spec(self) -> ArchSpec:
         return architecture(self.architecture)
+
+    @property
+    def encoders(self) -> Encoders:
+        return Encoders(latent=self.latent_options, text=self.text_options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

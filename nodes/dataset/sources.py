@@ -235,7 +235,9 @@ class CombineDatasets(io.ComfyNode):
             search_aliases=aliases("merge datasets", "join", "multiple datasets"),
             inputs=[
                 io.Autogrow.Input(
-                    "datasets", template=io.Autogrow.TemplatePrefix(one, prefix="dataset", min=1, max=50)
+                    "datasets",
+                    template=io.Autogrow.TemplatePrefix(one, prefix="dataset", min=1, max=50),
+                    tooltip="The datasets, one socket each; another one appears when the last is taken.",
                 )
             ],
             outputs=[DatasetType.Output("dataset", tooltip="To Cache Latents and Cache Text.")],

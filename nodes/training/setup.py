@@ -25,6 +25,7 @@ from ..values import (
     ModelType,
     NetworkType,
     OptimizerType,
+    SamplesType,
     SavingType,
     Settings,
     TextsType,
@@ -40,6 +41,7 @@ GROUPS = {
     "optimizer": (OptimizerType, "Optimizer and learning rate. Not connected: AdamW at a constant 1e-4."),
     "timesteps": (TimestepsType, "Noise levels. Not connected: spread evenly."),
     "memory": (MemoryType, "Ways to need less memory. Not connected: none."),
+    "sampling": (SamplesType, "Prompts that are drawn while training. Not connected: nothing is drawn."),
     "saving": (SavingType, "What is saved along the way, and validation. Not connected: nothing."),
 }
 
@@ -96,7 +98,8 @@ def train_config(
     for name in GROUPS:
         group: Settings | None = given.get(name)
         values |= {} if group is None else group.values
-    return dataclasses.replace(build(TrainConfig, values, where=where), arch_options=model.train_options)
+    config = build(TrainConfig, values, where=where)
+    return dataclasses.replace(config, arch_options=model.train_options, encoders=model.encoders)
 
 
 def resume_input() -> Any:

@@ -15,7 +15,7 @@ from musubi_core.training.config import TrainConfig
 from ..running import Command, Job
 from ..schema import aliases, schema, validator
 from ..shown import shown
-from ..values import Cached, TrainingModel
+from ..values import Cached, Settings, TrainingModel
 from ..work import work
 from . import lora_folder
 from .groups import CATEGORY
@@ -109,7 +109,9 @@ class TrainLora(io.ComfyNode):
     ) -> io.NodeOutput:
         name = str(given["output_name"])
         folder = lora_folder.folders()[str(given.pop("lora_folder", lora_folder.OUTPUT))]
-        with work(cls, name, COMMANDS) as job:
+        drawing: Settings | None = given.get("sampling")
+        commands = COMMANDS if drawing is None or not drawing.values else (*COMMANDS, "sample")
+        with work(cls, name, commands) as job:
             config = train_config(model, latents, texts, given, where="Train LoRA")
             return run_training(config, folder, job)
 

@@ -87,8 +87,9 @@ def fitted(config: TrainConfig, spec: ArchSpec | None = None, emit: Listener = i
     plan = plan_run(config, spec, emit)
     if plan.fits:
         return config
-    enough = [one.config for one in plan.suggestions if plan.limit is None or one.needed <= plan.limit]
-    if not enough or enough[0] is None:
+    limit = plan.limit or 0
+    enough = [one.config for one in plan.suggestions if one.config and one.needed <= limit]
+    if not enough:
         raise ConfigError(
             f"No settings make this run fit; it needs smaller pictures or shorter clips.\n{plan.text()}"
         )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
-from plan_stage import Stage, counted_by_torch, stage_of
+from plan_stage import CPU, Stage, counted_by_torch, stage_of
 
+from musubi_core.device.streams import CopyStream
 from musubi_core.models.registry import SPECS, architecture
+from musubi_core.models.spec import Expert
 from musubi_core.models.swapping import start_swap
-from musubi_core.training.loading import load_experts
+from musubi_core.offload.activations import activations_on_host
+from musubi_core.offload.experts import Experts
+from musubi_core.training.loading import attach_loras, load_experts
 from musubi_core.training.plan.memory import BUFFERS, memory_of, swap_bytes
 from musubi_core.training.plan.optimizer import state_bytes
-from musubi_core.training.plan.rehearsal import rehearse
+from musubi_core.training.plan.rehearsal import ADAPTERS, SCALES, WEIGHTS, rehearse
+from musubi_core.training.processes import Processes
 
 WAYS = {
     "plain": {},
@@ -53,6 +62,64 @@ def test_predicted_memory_is_what_torch_allocates(stage: Stage, way: str, count:
         opened = stage.opened(**WAYS[way] | {"network_args": []})
     counted = counted_by_torch(opened, prepared)
     assert predicted == pytest.approx(counted, rel=0.1)
+
+
+def test_it_is_that_for_every_kind_of_network_the_architecture_accepts(stage: Stage):
+    for module in stage.spec.network_modules[1:]:
+        opened = stage.opened(network_module=module, gradient_checkpointing=True, mixed_precision="bf16")
+        prepared = stage.prepared(opened, 1)
+        predicted = memory_of(opened, rehearse(opened, prepared)).tensors
+        assert predicted == pytest.approx(counted_by_torch(opened, prepared), rel=0.1), module
+
+
+@pytest.mark.parametrize("loras", [("", ""), ("low", "high")], ids=["one LoRA", "two LoRAs"])
+def test_two_networks_are_both_predicted(stage: Stage, loras: tuple[str, str]):
+    spec = replace(stage.spec, experts=partial(two_experts, loras))
+    opened = replace(stage, spec=spec).opened(gradient_checkpointing=True, mixed_precision="bf16")
+    prepared = stage.prepared(opened, 2)
+    memory = memory_of(opened, rehearse(opened, prepared))
+    assert memory.tensors == pytest.approx(counted_by_torch(opened, prepared), rel=0.1)
+    one = stage.opened(gradient_checkpointing=True, mixed_precision="bf16")
+    alone = memory_of(one, rehearse(one, prepared)).device
+    assert memory.device[WEIGHTS] == 2 * alone[WEIGHTS]
+    assert memory.device[ADAPTERS] == len(set(loras)) * alone[ADAPTERS]
+
+
+def two_experts(loras: tuple[str, str], dit: Path, options: object) -> tuple[Expert, ...]:
+    low = Expert(path=dit, name="low", t_max=0.5, lora=loras[0])
+    return low, Expert(path=dit, name="high", t_min=0.5, lora=loras[1])
+
+
+def test_activations_in_host_memory_are_predicted_to_the_byte(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    opened = stage.opened(gradient_checkpointing=True, gradient_checkpointing_cpu_offload=True)
+    prepared = stage.prepared(opened, 2)
+    monkeypatch.setattr("musubi_core.training.plan.rehearsal.SMALLEST", 1)
+    predicted = rehearse(opened, prepared).on_host
+    model = load_experts(opened).models[0]
+    loras = attach_loras(opened, Experts([model], device=CPU))
+    with activations_on_host(model, CopyStream(CPU), smallest=1) as moved:
+        stage.spec.predict(
+            model, prepared.noisy, prepared.t, prepared.conditioning, opened.config.arch_options
+        )
+    loras.remove()
+    assert predicted == sum(moved) > 0
+
+
+def test_on_a_card_swapped_blocks_are_taken_off_it(stage: Stage):
+    """Counted here, added up as for a card: the blocks' memory moves from the device to the host."""
+    card = Processes(device=torch.device("cuda"), precision="bf16")
+    counted = rehearse(stage.opened(), stage.prepared(stage.opened(), 1))
+    most = stage.spec.swap.most([len(blocks) for blocks in counted.swappable])
+    found = []
+    for blocks in sorted({0, most // 2, most}):
+        opened = stage.opened(gradient_checkpointing=True, blocks_to_swap=blocks)
+        streamed, slots = swap_bytes(opened, counted.swappable)
+        memory = memory_of(replace(opened, here=card), counted)
+        assert memory.device[BUFFERS] == slots
+        assert memory.host["swapped blocks"] == streamed + slots  # with what is pinned for copies
+        found.append(memory.device[WEIGHTS] + memory.device[SCALES] + streamed)
+        assert memory.overhead >= 500_000_000
+    assert len(set(found)) == 1
 
 
 def test_the_parts_are_what_they_are_called(stage: Stage):

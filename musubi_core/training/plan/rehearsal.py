@@ -220,7 +220,10 @@ def _on_host(moved: list[int], device: torch.device) -> Saving:
                 return tensor
             key = id(storage), tensor._version, tensor.storage_offset(), tensor.shape, tensor.stride()
             if key not in known or known[key][0]() is not storage:
-                known[key] = weakref.ref(storage), torch.empty_like(tensor, device="cpu")
+                host = torch.empty_like(tensor, device="cpu")
+                if host.stride() != tensor.stride():
+                    return tensor
+                known[key] = weakref.ref(storage), host
                 moved.append(tensor.nbytes)
             return (known[key][1],)
 

@@ -19,6 +19,7 @@ from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.lora_tools.base_model import BaseModel, open_base
 from musubi_core.lora_tools.extract_config import ExtractConfig
+from musubi_core.lora_tools.kinds_report import LayerFate, report, spectrum_picture
 from musubi_core.lora_tools.layers import LayerShape, OtherTensor, OutputLayer, dtype_for, write_lora
 from musubi_core.lora_tools.norms import leading_spectrum
 from musubi_core.lora_tools.rank_rules import count_for_energy
@@ -141,13 +142,23 @@ def _write(
     if not outputs and not others:
         raise ConfigError("Only biases and norms differ. Set --with_diff to store them.")
     names = {output.down_key: name for name, output in outputs.items()}
-    residuals: dict[str, float] = {}
+    fates: list[LayerFate] = []
 
     def factors(output: OutputLayer) -> tuple[Tensor, Tensor]:
         name = names[output.down_key]
         spectrum = pair.spectrum(name, output.rank)
-        kept = float(spectrum.s.square().sum()) / layers[name].norm ** 2
-        residuals[name] = max(1.0 - kept, 0.0) ** 0.5
+        whole = layers[name].norm
+        lost = max(whole**2 - float(spectrum.s.square().sum()), 0.0) ** 0.5
+        fates.append(
+            LayerFate(
+                base=name.rpartition(".")[0],
+                before=0,
+                after=output.rank,
+                whole=whole,
+                lost=lost,
+                s=spectrum.s,
+            )
+        )
         up, down = spectrum.factors(output.rank)
         return _clamped(up, down, config.clamp_quantile)
 
@@ -161,25 +172,27 @@ def _write(
         should_stop=should_stop,
         stage="extract",
     )
-    if done:
-        _report(pair, layers, residuals, emit)
+    if done and fates:
+        _report(config, pair, fates, emit)
     return done
 
 
-def _report(
-    pair: Pair, layers: Mapping[str, Difference], residuals: Mapping[str, float], emit: Listener
-) -> None:
-    """What a LoRA of this rank cannot hold: |difference - LoRA| / |difference|."""
-    whole = sum(one.norm**2 for one in layers.values())
-    lost = sum((residuals[name] * one.norm) ** 2 for name, one in layers.items())
-    worst = max(residuals, key=residuals.__getitem__, default="")
-    if worst:
-        emit(
-            Note(
-                text=f"{len(layers)} layers of {len(pair.before.names)} tensors. The LoRA misses "
-                f"{(lost / whole) ** 0.5:.2%} of the difference; at most {residuals[worst]:.2%}, in {worst}."
-            )
+def _report(config: ExtractConfig, pair: Pair, fates: Sequence[LayerFate], emit: Listener) -> None:
+    """What a LoRA of this rank cannot hold: |difference - LoRA|."""
+    for line in report(fates):
+        emit(Note(text=line))
+    whole, lost = (sum(getattr(one, what) ** 2 for one in fates) for what in ("whole", "lost"))
+    worst = max(fates, key=lambda one: one.lost / one.whole)
+    emit(
+        Note(
+            text=f"{len(fates)} layers of {len(pair.before.names)} tensors. The LoRA misses "
+            f"{(lost / whole) ** 0.5:.2%} of the difference; at most {worst.lost / worst.whole:.2%}, in "
+            f"{worst.base}."
         )
+    )
+    if config.plot is not None:
+        spectrum_picture(fates, config.plot, cut=False)
+        emit(FileWritten(path=config.plot, what="singular values"))
 
 
 def _output(config: ExtractConfig, pair: Pair, one: Difference) -> OutputLayer:

@@ -42,6 +42,7 @@ class ExtractConfig:
     with_diff: bool = option(
         False, help="Also store the differences of biases and norms, whole, as ComfyUI reads them."
     )
+    plot: Path | None = option(None, help="Also draw the singular values of each kind of layer, as a PNG.")
     architecture: str | None = option(None, help="Model family, where the files cannot tell.", advanced=True)
     save_precision: str = option("fp16", help="Number format of the LoRA.", choices=PRECISIONS)
 

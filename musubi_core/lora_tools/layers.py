@@ -5,7 +5,6 @@ Shapes: o outputs and i inputs of the layer, *k its kernel, r rank. down (r, i, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,7 +21,6 @@ from musubi_core.lora_tools.records import DORA, DOWN, MID, UP, LoraSource, Reco
 from musubi_core.networks.reading import listed
 
 _PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
-_BLOCK = re.compile(r"(?<=[._])\d+(?=[._]|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +82,6 @@ def check_factors(path: Path, record: Record) -> None:
     if not fits:
         shapes = ", ".join(f"{record.keys[part]} {list(shape)}" for part, shape in record.shapes.items())
         raise BadFileError(f"{path}: the shapes of {record.base} do not fit each other: {shapes}.")
-
-
-def kind_of(base: str) -> str:
-    """What layers of one sort share: "blocks_7_attn_q" -> "blocks_*_attn_q"."""
-    return _BLOCK.sub("*", base, count=1)
 
 
 def dtype_for(precision: str | None, stored: str) -> str:

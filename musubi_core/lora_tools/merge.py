@@ -15,6 +15,7 @@ from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, ignore, never
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.lora_tools.dense import DENSE, dense_change, refuse_others
+from musubi_core.lora_tools.kinds_report import LayerFate, report
 from musubi_core.lora_tools.layers import (
     OtherTensor,
     OutputLayer,
@@ -85,12 +86,11 @@ def _into_one(
     if not outputs and not beside:
         raise ConfigError("Nothing is left of these LoRAs. Raise size, or check the multipliers.")
     exact = config.new_rank is None and config.energy is None and config.size is None
-    worst = 0.0
+    fates: list[LayerFate] = []
 
     def factors(output: OutputLayer) -> tuple[Tensor, Tensor]:
-        nonlocal worst
-        up, down, lost = _factors(outputs[output.down_key][1], exact=exact)
-        worst = max(worst, lost)
+        up, down, fate = _factors(outputs[output.down_key][1], exact=exact)
+        fates.append(fate)
         return up, down
 
     done = write_lora(
@@ -104,6 +104,9 @@ def _into_one(
         stage="merge",
     )
     if done:
+        for line in [] if exact else report(fates):
+            emit(Note(text=line))
+        worst = max((fate.lost / fate.whole for fate in fates if fate.whole), default=0.0)
         ranks = [layer.rank for layer in layers.values()] or [0]
         emit(
             Note(
@@ -154,7 +157,7 @@ def _set_ranks(
         if should_stop():
             return False
         emit(Progress(stage="measure", done=done, total=len(layers), text=layer.parts[0].record.base))
-        s = _spectrum(layer, layer.widest).s
+        s = _spectrum(layer, layer.widest)[0].s
         spectra.append(s)
         if config.energy is not None:
             most = config.new_rank or len(s)
@@ -192,15 +195,16 @@ def _fit(
         layer.rank = int(((one >= least) & one.isfinite()).sum())
 
 
-def _spectrum(layer: Layer, rank: int) -> Spectrum:
-    """Of the weighted sum of all changes."""
+def _spectrum(layer: Layer, rank: int) -> tuple[Spectrum, float]:
+    """The leading `rank` directions, or all, of the weighted sum of all changes; and the norm of the sum."""
     if layer.plain:
-        return spectrum_of(*_concatenated(layer))
+        spectrum = spectrum_of(*_concatenated(layer))
+        return spectrum, float(spectrum.s.norm())
     total = torch.zeros(layer.shape.outputs, layer.shape.columns)
     for part in layer.parts:
         change = dense_change(part.record, part.read())
         total.add_(change, alpha=part.multiplier)
-    return leading_spectrum(total, rank, seed=0)
+    return leading_spectrum(total, rank, seed=0), float(total.norm())
 
 
 def _concatenated(layer: Layer) -> tuple[Tensor, Tensor]:
@@ -215,14 +219,16 @@ def _concatenated(layer: Layer) -> tuple[Tensor, Tensor]:
     return side_by_side(ups, downs)
 
 
-def _factors(layer: Layer, *, exact: bool) -> tuple[Tensor, Tensor, float]:
-    """up, down, and the share of the change that was cut off."""
+def _factors(layer: Layer, *, exact: bool) -> tuple[Tensor, Tensor, LayerFate]:
+    """up, down, and what was cut off."""
+    base, before = layer.parts[0].record.base, sum(part.record.rank for part in layer.parts)
     if exact:
-        return *_concatenated(layer), 0.0
-    spectrum = _spectrum(layer, layer.rank if not layer.plain else layer.widest)
-    whole = float(spectrum.s.norm())
-    lost = float(spectrum.s[layer.rank :].norm()) / whole if whole else 0.0
-    return *spectrum.factors(layer.rank), lost
+        fate = LayerFate(base=base, before=before, after=before, whole=0.0, lost=0.0, s=torch.empty(0))
+        return *_concatenated(layer), fate
+    spectrum, whole = _spectrum(layer, layer.rank)
+    lost = max(whole**2 - float(spectrum.s[: layer.rank].square().sum()), 0.0) ** 0.5
+    fate = LayerFate(base=base, before=before, after=layer.rank, whole=whole, lost=lost, s=spectrum.s)
+    return *spectrum.factors(layer.rank), fate
 
 
 def _dtype(layer: Layer, config: MergeConfig) -> str:

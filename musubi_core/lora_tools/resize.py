@@ -19,6 +19,7 @@ from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, Warned, ignore, never
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.lora_tools.base_model import BaseModel, Target, open_base
+from musubi_core.lora_tools.kinds_report import LayerFate, report, spectrum_picture
 from musubi_core.lora_tools.layers import (
     LayerShape,
     OtherTensor,
@@ -34,7 +35,6 @@ from musubi_core.lora_tools.rank_rules import NOTHING, kept_count
 from musubi_core.lora_tools.recipe import Recipe
 from musubi_core.lora_tools.records import ALPHA, DOWN, UP, LoraSource, Record, open_lora
 from musubi_core.lora_tools.resize_config import ResizeConfig
-from musubi_core.lora_tools.resize_report import report, spectrum_picture
 from musubi_core.lora_tools.scores import Measured, choose, references
 from musubi_core.lora_tools.spectral import Spectrum, spectrum_of
 from musubi_core.networks.reading import listed
@@ -73,13 +73,30 @@ def resize_lora(
         for choice in choices:
             if not _write(choice, config, source, measured, emit, should_stop):
                 return ()
-            for line in report(measured, choice.kept):
+            for line in report(_fates(measured, choice)):
                 emit(Note(text=line))
             emit(FileWritten(path=choice.path, what="resized LoRA"))
     if config.plot is not None:
-        spectrum_picture(measured, config.plot)
+        spectrum_picture(_fates(measured, choices[0]), config.plot, cut=len(choices) == 1)
         emit(FileWritten(path=config.plot, what="singular values"))
     return tuple(choice.path for choice in choices)
+
+
+def _fates(measured: Sequence[Measured], choice: Choice) -> list[LayerFate]:
+    found = []
+    for layer, kept in zip(measured, choice.kept, strict=True):
+        whole, stays = layer.s.square().sum(), layer.s[kept].square().sum()
+        found.append(
+            LayerFate(
+                base=layer.record.base,
+                before=layer.record.rank,
+                after=len(kept),
+                whole=float(whole.sqrt()),
+                lost=float((whole - stays).clamp(min=0).sqrt()),
+                s=layer.s,
+            )
+        )
+    return found
 
 
 def _measure(

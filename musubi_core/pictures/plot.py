@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 INK, GRID, PAPER = (40, 44, 52), (225, 228, 232), (255, 255, 255)
-COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (23, 190, 207))
+COLOURS = (
+    *((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (23, 190, 207)),
+    *((140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (0, 0, 110), (0, 90, 50)),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +44,18 @@ def curves(
     title: str,
     x_label: str = "step",
     size: tuple[int, int] = (960, 540),
+    legend_beside: bool = False,
+    dots: Mapping[str, tuple[float, float]] | None = None,
 ) -> Image:
     """Lines over a common x axis. series: name -> (x, y) points; points that are not finite leave a gap.
 
-    A series of one point is drawn as a dot. Nothing to draw gives the empty axes, titled.
+    A series of one point is drawn as a dot. Nothing to draw gives the empty axes, titled. legend_beside: the
+    names stand in a column of their own, where many lines would run through them. dots: points to mark.
     """
     finite = [p for points in series.values() for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
+    beside = max((_width(name) + 40 for name in series), default=0) if legend_beside else 0
     frame = _frame_around(finite, size)
-    image, draw = _paper(size, title)
+    image, draw = _paper((size[0] + beside, size[1]), title)
     _axes(draw, frame, x_label)
     for index, (name, points) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
@@ -59,7 +66,13 @@ def curves(
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
             else:
                 draw.line(spots, fill=colour, width=2, joint="curve")
-        _legend(draw, frame, index, name, colour)
+        if name in (dots or {}):
+            x, y = frame.at(*(dots or {})[name])
+            draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour, outline=INK)
+        if legend_beside:
+            _entry(draw, size[0], frame.top + 10 + 20 * index, name, colour)
+        else:
+            _legend(draw, frame, index, name, colour)
     return image
 
 
@@ -152,6 +165,15 @@ def _legend(draw: ImageDraw, frame: Frame, row: int, name: str, colour: tuple[in
     top = frame.top + 10 + 20 * row
     draw.rectangle((frame.right - 24, top, frame.right - 10, top + 12), fill=colour)
     draw.text((frame.right - 32, top + 6), name, fill=INK, font=_font(14), anchor="rm")
+
+
+def _entry(draw: ImageDraw, left: float, top: float, name: str, colour: tuple[int, int, int]) -> None:
+    draw.rectangle((left, top, left + 14, top + 12), fill=colour)
+    draw.text((left + 22, top + 6), name, fill=INK, font=_font(14), anchor="lm")
+
+
+def _width(name: str) -> int:
+    return math.ceil(_font(14).getlength(name))
 
 
 def ticks(low: float, high: float, *, about: int = 6) -> list[float]:

@@ -81,6 +81,9 @@ def test_a_lower_rank_misses_what_the_note_says(model, tuned, tmp_path):
     lost = sum(torch.linalg.svdvals(one)[3:].square().sum() for one in whole.values())
     share = float((lost / sum(one.square().sum() for one in whole.values())).sqrt())
     assert any(f"misses {share:.2%}" in event.text for event in events if isinstance(event, Note))
+    assert any(
+        f"all: {len(bases)} layers, rank 3, {share:.2%}" in e.text for e in events if isinstance(e, Note)
+    )
     for base in bases:
         left = (whole[base] - dense(path, base)).norm()
         assert float(left) == pytest.approx(float(torch.linalg.svdvals(whole[base])[3:].norm()), rel=1e-3)
@@ -164,3 +167,8 @@ def test_a_stop_leaves_nothing(model, tuned, tmp_path):
     )
     calls = iter([False] * (len(model[1]) + 2) + [True] * 99)
     assert extract_lora(config, should_stop=lambda: next(calls)) == () and nothing_written(tmp_path)
+
+
+def test_the_singular_values_are_drawn(model, tuned, tmp_path):
+    extracted(model[0], tuned[0], tmp_path, plot=tmp_path / "values.png")
+    assert (tmp_path / "values.png").read_bytes().startswith(b"\x89PNG")

@@ -111,6 +111,15 @@ def test_other_kinds_become_lora_at_a_rank(pair, tmp_path):
         merged([pair[0], tmp_path / "ly.safetensors"], tmp_path)
 
 
+def test_what_a_rank_cuts_off_is_told_for_other_kinds_too(tmp_path):
+    changes, _ = lycoris(tmp_path / "ly.safetensors")
+    _, events = merged([tmp_path / "ly.safetensors"], tmp_path, new_rank=2)
+    lost = {name: torch.linalg.svdvals(one)[2:].norm() / one.norm() for name, one in changes.items()}
+    texts = "\n".join(event.text for event in events if isinstance(event, Note))
+    assert f"at most {float(max(lost.values())):.2%} of a layer's change was cut off" in texts
+    assert "blocks_*_attn_q: 2 layers" in texts
+
+
 def test_metadata_says_what_was_merged_and_hashes_are_fresh(pair, tmp_path):
     for path in pair:
         save_file(

@@ -247,7 +247,7 @@ def test_other_spellings_and_bias_changes_come_through(tmp_path):
 def test_the_report_tells_each_kind_and_the_picture_is_drawn(lora, tmp_path):
     _, events = resized(lora, tmp_path, new_rank=3, plot=tmp_path / "s.png")
     notes = "\n".join(event.text for event in events if isinstance(event, Note))
-    assert "lora_unet_blocks_*_attn_q: 2 layers, rank 6 to 3" in notes and "all: 3 layers" in notes
+    assert "blocks_*_attn_q: 2 layers, rank 6 to 3" in notes and "all: 3 layers" in notes
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -32,7 +32,7 @@ LATER_OPTIONS: dict[str, tuple[LaterOption, ...]] = {
     ),
     "cache-text": _options(switches="fp8_vl", values="text_encoder model_version"),
     "train": _options(
-        switches="""img_in_txt_in_offloading disable_numpy_memmap fp8_vl f1 bulk_decode
+        switches="""disable_numpy_memmap fp8_vl f1 bulk_decode
             remove_first_image_from_target save_state_to_huggingface resume_from_huggingface async_upload""",
         values="""text_encoder image_encoder model_version num_layers latent_window_size huggingface_repo_id
             huggingface_repo_type huggingface_path_in_repo huggingface_token huggingface_repo_visibility""",

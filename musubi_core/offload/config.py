@@ -41,6 +41,17 @@ class SwapConfig:
         "Helps with long clips. Needs --gradient_checkpointing.",
     )
 
+    img_in_txt_in_offloading: bool = option(
+        False,
+        help="Keep the layers that take in latents and captions in main memory, except while they compute.",
+        advanced=True,
+    )
+
+    @property
+    def nothing(self) -> bool:
+        """Whether all weights stay on the device."""
+        return not (self.blocks_to_swap or self.img_in_txt_in_offloading)
+
     def check(self, *, checkpointing: bool) -> None:
         """Raises ConfigError for offload without gradient checkpointing."""
         if checkpointing:

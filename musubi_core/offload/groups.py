@@ -29,11 +29,13 @@ class SwapRule:
 
     lists: the blocks of equal size, list by list, in the order in which they run; None: all blocks are one
     list. share: n -> how many of each list wait in host memory. stay: blocks of each list that never do.
+    visitors: modules outside the blocks, by name, that --img_in_txt_in_offloading keeps in host memory.
     """
 
     lists: Callable[[nn.Module], tuple[list[nn.Module], ...]] | None = None
     share: Callable[[int], tuple[int, ...]] = one_list
     stay: int = 1
+    visitors: tuple[str, ...] = ()
 
     def counts(self, blocks: int, sizes: Sequence[int]) -> tuple[int, ...]:
         """How many of each list are swapped. Raises ConfigError naming the range that `blocks` may have."""

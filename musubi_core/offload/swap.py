@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from musubi_core.offload.exchange import Exchange, update
 from musubi_core.offload.groups import spread
 from musubi_core.offload.ring import Ring
+from musubi_core.offload.visits import Visits
 
 Lists = Sequence[Sequence[nn.Module]]  # lists of equal blocks, in the order in which they run
 
@@ -19,11 +20,12 @@ Lists = Sequence[Sequence[nn.Module]]  # lists of equal blocks, in the order in 
 class Swap:
     """The rings of one network, and the exchanges of those whose weights are trained.
 
-    Empty when nothing is swapped.
+    visits: of modules that come in only while they compute. Empty when nothing is swapped.
     """
 
     rings: tuple[Ring, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
+    visits: Visits | None = None
 
     @property
     def copied(self) -> int:
@@ -36,6 +38,8 @@ class Swap:
 
     def release(self) -> None:
         """End swapping: swapped weights stay in host memory. Calling it again does nothing."""
+        if self.visits is not None:
+            self.visits.release()
         for exchange in self.exchanges:
             exchange.release()
         for ring in self.rings:
@@ -43,6 +47,10 @@ class Swap:
 
     def lines(self, *, pinned: bool) -> tuple[str, ...]:
         """What the user is told. pinned: whether that was asked for."""
+        if self.visits is not None:
+            size = f"{self.visits.host_bytes / 1e9:.2f} GB"
+            kept = f"The layers that take in latents and captions wait in main memory ({size})."
+            return (kept, *replace(self, visits=None).lines(pinned=pinned))
         if not self.rings:
             return ()
         blocks = sum(ring.blocks for ring in self.rings)
@@ -79,10 +87,14 @@ def streamed(lists: Lists, counts: Sequence[int]) -> list[list[nn.Module]]:
 
 
 def placement(
-    network: nn.Module, lists: Lists, counts: Sequence[int], device: torch.device
+    network: nn.Module,
+    lists: Lists,
+    counts: Sequence[int],
+    device: torch.device,
+    visitors: Sequence[nn.Module] = (),
 ) -> Callable[[str], torch.device]:
-    """Where a loader shall put each tensor, by dotted name: swapped blocks begin in host memory."""
-    waiting = {id(block) for blocks in streamed(lists, counts) for block in blocks}
+    """Where a loader shall put each tensor, by dotted name: what is swapped or visits begins in the host."""
+    waiting = {id(block) for blocks in (*streamed(lists, counts), visitors) for block in blocks}
     prefixes = tuple(f"{name}." for name, module in network.named_modules() if id(module) in waiting)
     host = torch.device("cpu")
     return lambda name: host if name.startswith(prefixes) else device

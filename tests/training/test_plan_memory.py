@@ -15,6 +15,7 @@ from musubi_core.models.registry import SPECS, architecture
 from musubi_core.models.spec import Expert
 from musubi_core.models.swapping import start_swap
 from musubi_core.offload.activations import activations_on_host
+from musubi_core.offload.config import SwapConfig
 from musubi_core.offload.experts import Experts
 from musubi_core.training.loading import attach_loras, load_experts
 from musubi_core.training.plan.memory import BUFFERS, memory_of, swap_bytes
@@ -120,6 +121,33 @@ def test_on_a_card_swapped_blocks_are_taken_off_it(stage: Stage):
         found.append(memory.device[WEIGHTS] + memory.device[SCALES] + streamed)
         assert memory.overhead >= 500_000_000
     assert len(set(found)) == 1
+
+
+def test_input_layers_that_visit_are_left_out_on_a_card_and_compute_the_same(stage: Stage):
+    if not stage.spec.swap.visitors:
+        pytest.skip("it has none")
+    opened = stage.opened(gradient_checkpointing=True, img_in_txt_in_offloading=True)
+    prepared = stage.prepared(opened, 1)
+    counted = rehearse(opened, prepared)
+    card = Processes(device=torch.device("cuda"), precision="bf16")
+    memory = memory_of(replace(opened, here=card), counted)
+    found = []
+    for swapping in (False, True):
+        model = load_experts(opened).models[0]
+        options = opened.config.swap if swapping else SwapConfig()
+        held = start_swap(stage.spec, options, model, CPU)
+        loras = attach_loras(opened, Experts([model], device=CPU))
+        velocity = stage.spec.predict(
+            model, prepared.noisy, prepared.t, prepared.conditioning, opened.config.arch_options
+        )
+        velocity.square().sum().backward()
+        found.append([velocity, *(weight.grad for weight in loras.parts()[0])])
+        loras.remove()
+        held.release()
+        if held.visits is not None:
+            assert counted.visiting == held.visits.host_bytes == memory.host["input layers"]
+    assert all(map(torch.equal, *found))
+    assert memory.device[WEIGHTS] == counted.at_peak[WEIGHTS] - counted.visiting
 
 
 def test_the_parts_are_what_they_are_called(stage: Stage):

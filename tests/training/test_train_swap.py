@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from musubi_core.errors import ConfigError
 from musubi_core.events import Note, Warned
 from musubi_core.models.spec import Expert, LoadRequest
+from musubi_core.offload.groups import SwapRule
 from musubi_core.offload.swap import Swap
 from musubi_core.training import loading
 from musubi_core.training.metrics import read_metrics
@@ -112,6 +113,24 @@ def test_swap_with_everything_else_changes_no_bit(place, swaps, options):
     for name in ("loss/current", "loss/validation"):
         assert [line.get(name) for line in again] == [line.get(name) for line in losses]
     assert not [e.text for e in events if isinstance(e, Warned) and "torch.compile" in e.text]
+
+
+def test_input_layers_in_host_memory_change_no_bit(place):
+    spec = dataclasses.replace(SPEC, swap=SwapRule(visitors=("inward", "outward")))
+    expected, _ = run(place)
+    for more in ({}, {"blocks_to_swap": 3}):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            run(place, spec=spec, img_in_txt_in_offloading=True, **more)  # gradients pass the last layer
+    spec = dataclasses.replace(SPEC, swap=SwapRule(visitors=("inward",)))
+    for more in ({}, {"blocks_to_swap": 3}):
+        found, events = run(place, spec=spec, img_in_txt_in_offloading=True, **more)
+        assert same(found, expected)
+        assert any("take in latents and captions" in e.text for e in events if isinstance(e, Note))
+
+
+def test_an_architecture_without_such_layers_says_so(place):
+    with pytest.raises(ConfigError, match="--img_in_txt_in_offloading is not available for fake"):
+        run(place, img_in_txt_in_offloading=True)
 
 
 def test_activations_in_host_memory_change_no_bit(place):

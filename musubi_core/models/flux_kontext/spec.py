@@ -67,7 +67,7 @@ SPEC = ArchSpec(
         *("norm", "bias", "mod", "time_in", "vector_in", "guidance_in", "txt_in", "img_in", "final_layer"),
     ),
     fp8_targets=("double_blocks", "single_blocks"),
-    swap=SwapRule(lists=_swap_lists, share=double_and_single, stay=2),
+    swap=SwapRule(lists=_swap_lists, share=double_and_single, stay=2, visitors=("img_in", "txt_in")),
     lora_names=LORA_NAMES,
     network_modules=("networks.lora_flux", "networks.lora"),
     sampling=SamplingDefaults(

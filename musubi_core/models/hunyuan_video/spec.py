@@ -63,7 +63,7 @@ SPEC = ArchSpec(
     adapt_exclude=(r".*(img_mod|txt_mod|modulation).*",),
     keep_precise=("norm", "bias", "mod", "time_in", "vector_in", "guidance_in", "txt_in", "img_in"),
     fp8_targets=("double_blocks", "single_blocks"),
-    swap=SwapRule(lists=_swap_lists, share=double_and_single),
+    swap=SwapRule(lists=_swap_lists, share=double_and_single, visitors=("img_in", "txt_in")),
     lora_names=LORA_NAMES,
     network_modules=("networks.lora",),
     sampling=USUAL,

@@ -46,12 +46,14 @@ def memory_of(opened: Opened, counted: Rehearsal, *, items: int = 0) -> Memory:
     # The update comes when activations are gone, and holds about one more copy of what it updates.
     device[ACTIVATIONS] = max(device[ACTIVATIONS], device[ADAPTERS])
     on_card = opened.here.device.type != "cpu"
+    networks = sum(not expert.offload for expert in opened.experts)
     overhead = CONTEXT + int(WASTE * sum(device.values())) if on_card else 0
     streamed, slots = swap_bytes(opened, counted.swappable)
     staging = 0 if opened.config.swap.use_pinned_memory_for_block_swap else slots
     host = {
         "program and libraries": PROGRAM["other" if on_card else "cpu"],
         "swapped blocks": streamed + staging if on_card else 0,
+        "input layers": networks * counted.visiting if on_card else 0,
         "activations": counted.on_host if on_card else 0,
         "waiting network": waiting if on_card else 0,
         "cached items": items,
@@ -87,6 +89,7 @@ def _swap_out(opened: Opened, counted: Rehearsal, device: dict[str, int]) -> Non
     streamed, slots = _moved(opened, counted.swappable)
     device[BUFFERS] = networks * slots
     if opened.here.device.type != "cpu":
+        device[WEIGHTS] -= networks * counted.visiting
         device[WEIGHTS] -= networks * sum(block.weights for block in streamed)
         device[SCALES] -= networks * sum(block.scales for block in streamed)
 

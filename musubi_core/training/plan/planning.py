@@ -106,7 +106,9 @@ def plan_opened(opened: Opened, *, advise: bool = True, limit: int | None = None
 
     def predict(trial: Trial) -> Memory:
         config = trial.opened.config
-        key = config.loop, config.fp8, config.swap.gradient_checkpointing_cpu_offload, trial.shrink
+        swap = config.swap
+        places = swap.gradient_checkpointing_cpu_offload, swap.img_in_txt_in_offloading
+        key = config.loop, config.fp8, places, trial.shrink
         if key not in counts:
             counts[key] = rehearse(trial.opened, prepare_largest(trial.opened, batch, trial.shrink))
         return memory_of(trial.opened, counts[key], items=_kept_items(opened))

@@ -22,11 +22,12 @@ from musubi_core.data.batches import map_tensors
 from musubi_core.errors import TrainingError
 from musubi_core.events import ignore
 from musubi_core.models.compiling import Compiled
-from musubi_core.models.swapping import swapped
+from musubi_core.models.swapping import swapped, visitors
 from musubi_core.networks.network import Network
 from musubi_core.offload.activations import SMALLEST
 from musubi_core.offload.config import SwapConfig
 from musubi_core.offload.experts import Experts
+from musubi_core.offload.ring import tensors_of
 from musubi_core.quantization.fp8_linear import Fp8Linear
 from musubi_core.training.gradients import FlatGradients
 from musubi_core.training.inputs import Prepared
@@ -58,6 +59,7 @@ class Rehearsal:
 
     at_peak: bytes on the device by kind, when their sum was highest. shapes: of the trained parameters of one
     network. swappable: the blocks of each list. on_host: bytes of activations that wait in host memory.
+    visiting: bytes of weights that are on the device only for a moment, not during the blocks.
     """
 
     at_peak: Mapping[str, int]
@@ -65,6 +67,7 @@ class Rehearsal:
     swappable: tuple[tuple[Block, ...], ...]
     largest_weight: int
     on_host: int = 0
+    visiting: int = 0
 
     @property
     def peak(self) -> int:
@@ -106,6 +109,11 @@ def rehearse(opened: Opened, prepared: Prepared) -> Rehearsal:
         swappable=blocks,
         largest_weight=max(parameter.nbytes for parameter in model.parameters()),
         on_host=sum(moved),
+        visiting=sum(
+            tensor.nbytes
+            for module in visitors(opened.spec, opened.config.swap, model)
+            for tensor in tensors_of(module)
+        ),
     )
 
 

@@ -1,7 +1,8 @@
-"""Nodes that load a model in scaled fp8."""
+"""The node that loads a model in scaled fp8."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -20,8 +21,7 @@ from .text_output import collecting
 
 CATEGORY = "Musubi/Inference"
 NETWORKS = ModelFile(("diffusion_models", "checkpoints"))
-LORAS = ModelFile(("loras",))
-MergedLoras = io.Custom("MUSUBI_MERGED_LORAS")  # tuple[tuple[Path, float], ...]: files and strengths
+Loras = io.Custom("MUSUBI_LORAS")  # files with strengths, from LoRA List
 
 
 class LoadFp8Model(io.ComfyNode):
@@ -31,7 +31,7 @@ class LoadFp8Model(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MusubiLoadFp8Model",
-            display_name="Load Model in fp8 (Musubi)",
+            display_name="Load Model in fp8",
             category=CATEGORY,
             description="Loads a model with its large weights in 8 bits, with a scale for every 64 of them: "
             "half the memory of bf16, and closer to it than ComfyUI's own fp8. Works with KSampler and every "
@@ -47,11 +47,11 @@ class LoadFp8Model(io.ComfyNode):
                     "already, by quantize-fp8 or from elsewhere, is taken as it is, with its own scales.",
                 ),
                 *inputs_of(SchemeOptions),
-                MergedLoras.Input(
+                Loras.Input(
                     "loras",
                     optional=True,
-                    tooltip="LoRAs to be added to the weights before these are rounded: no time per step, "
-                    "but they cannot be changed afterwards. LoRA loaders behind this node are exact too.",
+                    tooltip="From LoRA List: added to the weights before these are rounded. They cost no "
+                    "time per step, but are fixed then. LoRA loaders behind this node are exact too.",
                 ),
                 io.Boolean.Input(
                     "upcast_fp8",
@@ -80,7 +80,7 @@ class LoadFp8Model(io.ComfyNode):
         request = Fp8Request(
             path=NETWORKS.path(model_name, "model_name"),
             scheme=options.scheme(),
-            loras=tuple(loras or ()),
+            loras=_loras(loras),
             upcast_fp8=upcast_fp8,
         )
         lines: list[str] = []
@@ -90,64 +90,20 @@ class LoadFp8Model(io.ComfyNode):
         return io.NodeOutput(model, ui={"text": lines})
 
 
-class MergeLoraBeforeFp8(io.ComfyNode):
-    """Names one LoRA file for `LoadFp8Model`; several are chained."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="MusubiMergeLoraBeforeFp8",
-            display_name="LoRA to Merge before fp8 (Musubi)",
-            category=CATEGORY,
-            description="Names a LoRA that Load Model in fp8 adds to the weights before it rounds them.",
-            search_aliases=aliases("merge lora", "bake lora", "fp8 lora"),
-            inputs=[
-                io.Combo.Input(
-                    "lora_name",
-                    options=LORAS.names() or ["(no file in loras)"],
-                    tooltip="From the folder loras.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.01,
-                    tooltip="1 is the LoRA as it was trained; 0 leaves it out.",
-                ),
-                MergedLoras.Input(
-                    "others", optional=True, tooltip="LoRAs of another node like this, added as well."
-                ),
-            ],
-            outputs=[MergedLoras.Output("loras", tooltip="For Load Model in fp8.")],
-        )
-
-    validate_inputs = validator(lambda given: _check_lora(given["lora_name"]), "lora_name")
-
-    @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **_: Any) -> Any:
-        return state_of(LORAS.path(lora_name, "lora_name"))
-
-    @classmethod
-    def execute(cls, lora_name: str, strength: float, others: Any = ()) -> io.NodeOutput:
-        path = LORAS.path(lora_name, "lora_name")
-        others = tuple(others or ())
-        if path in [other for other, _ in others]:
-            raise ConfigError(
-                f"{lora_name} is to be merged twice. Name it once, with the sum of its strengths."
-            )
-        return io.NodeOutput((*others, (path, strength)) if strength else others)
-
-
 def _check_model(name: str | None) -> None:
     """Raises MusubiError when the file cannot be loaded by us. None: a link, known later."""
     if name is not None:
         check_fp8_model(NETWORKS.path(name, "model_name"))
 
 
-def _check_lora(name: str | None) -> None:
-    if name is not None:
-        LORAS.path(name, "lora_name")
+def _loras(given: Any) -> tuple[tuple[Path, float], ...]:
+    """Files and strengths of a list of LoRAs. Raises ConfigError for a file that is in it twice."""
+    found = [(one.path, one.strength) for one in given or () if one.strength]
+    paths = [path for path, _ in found]
+    twice = [path.name for place, path in enumerate(paths) if path in paths[:place]]
+    if twice:
+        raise ConfigError(f"{twice[0]} is to be merged twice. Name it once, with the sum of its strengths.")
+    return tuple(found)
 
 
-NODES: tuple[type[io.ComfyNode], ...] = (LoadFp8Model, MergeLoraBeforeFp8)
+NODES: tuple[type[io.ComfyNode], ...] = (LoadFp8Model,)

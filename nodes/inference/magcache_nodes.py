@@ -36,7 +36,7 @@ class MagCache(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MusubiMagCache",
-            display_name="MagCache (Musubi)",
+            display_name="MagCache",
             category=CATEGORY,
             description="Skips the blocks of the network at steps where they add almost what they added a "
             "step before. For HunyuanVideo, Wan, FLUX, Kontext, Qwen-Image and Chroma, with any sampler, "
@@ -108,7 +108,11 @@ class MagCache(io.ComfyNode):
                     extra_dict={"advanced": True},
                 ),
             ],
-            outputs=[io.Model.Output("model", tooltip="For KSampler, or for more nodes before it.")],
+            outputs=[
+                io.Model.Output(
+                    "cached", display_name="model", tooltip="For KSampler, or more nodes before it."
+                )
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -153,7 +157,7 @@ class CalibrateMagCache(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MusubiCalibrateMagCache",
-            display_name="Calibrate MagCache (Musubi)",
+            display_name="Calibrate MagCache",
             category=CATEGORY,
             description="Measures MagCache's ratios while KSampler behind it runs, and saves them as a file "
             "for Load MagCache Ratios. One picture is enough, with the steps, size, scheduler and LoRAs of "
@@ -174,7 +178,7 @@ class CalibrateMagCache(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="For KSampler, which must run through all of its steps.")
+                io.Model.Output("measured", display_name="model", tooltip="For KSampler, to its last step.")
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -202,7 +206,7 @@ class LoadMagCacheRatios(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="MusubiLoadMagCacheRatios",
-            display_name="Load MagCache Ratios (Musubi)",
+            display_name="Load MagCache Ratios",
             category=CATEGORY,
             description="Reads ratios that Calibrate MagCache measured, here or elsewhere: from "
             "output/musubi/magcache or models/magcache.",

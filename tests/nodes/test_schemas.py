@@ -43,7 +43,7 @@ for one in classes:
         inputs=inputs, outputs=[[each.id, each.tooltip] for each in schema.outputs],
         v1=one.INPUT_TYPES(), aliases=getattr(schema, "search_aliases", None),
     )
-new = sorted({module.split(".")[0] for module in set(sys.modules) - known})
+new = sorted({module.split(".")[0] for module in set(sys.modules) - known} - sys.stdlib_module_names)
 print(json.dumps(dict(found=found, new=new, seconds=seconds), default=str))
 """
 

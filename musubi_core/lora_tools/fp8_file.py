@@ -18,7 +18,7 @@ from torch import Tensor
 
 from musubi_core.device.precision import pick_device
 from musubi_core.encoders.stored_scales import is_fp8, read_unscaled, without_helpers
-from musubi_core.errors import BadFileError, ConfigError
+from musubi_core.errors import BadFileError, ConfigError, Stopped
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, Warned, ignore, never
 from musubi_core.files.checkpoint import Checkpoint, open_checkpoint
 from musubi_core.files.tensor_info import TensorInfo
@@ -33,10 +33,6 @@ from musubi_core.quantization.scheme import QuantisationConfig, Scheme
 
 PLAIN = ("bfloat16", "float16", "float32")
 SCALE_NAMES = {"musubi": "scale_weight", "comfyui": "weight_scale"}
-
-
-class Stopped(Exception):
-    """The user stopped the job."""
 
 
 def quantise_file(

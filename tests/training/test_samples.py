@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from musubi_core.config import build, options_of
 from musubi_core.errors import ConfigError
-from musubi_core.events import Event, FileWritten, Metrics, Preview, Warned
+from musubi_core.events import Event, FileWritten, Metrics, Note, Preview, Warned
 from musubi_core.generation.config import GenerateConfig, arch_options
 from musubi_core.generation.job import generate
 from musubi_core.models.registry import SPECS, architecture
@@ -283,3 +283,35 @@ def test_samples_may_be_compiled_around(place):
     here.run("compiled", **options, sample_prompts=here.prompts, sample_every_n_steps=2)
     ours, theirs = here.lora("compiled"), here.lora("compiled plain")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_swapped_blocks_change_neither_samples_nor_training_whatever_else_is_on(place):
+    here: Place = place("wan")
+    options = {
+        "gradient_checkpointing": True,
+        "gradient_accumulation_steps": 2,
+        "fp8_base": True,
+        "fp8_scaled": True,
+        "validation_split": 0.5,
+        "validate_every_n_steps": 2,
+        "sample_prompts": here.prompts,
+        "sample_every_n_steps": 2,
+    }
+    found = []
+    for swap in ({}, {"blocks_to_swap": 1, "block_swap_ring_size": 1}):
+        events = here.run("swapped", **options, **swap)
+        pictures = [event.frames for event in events if isinstance(event, Preview)]
+        numbers = [
+            {name: value for name, value in event.values.items() if name.startswith("loss")}
+            for event in events
+            if isinstance(event, Metrics)
+        ]
+        told = [event.text for event in events if isinstance(event, Note)]
+        assert any("1 blocks wait in main memory" in text for text in told) == bool(swap)
+        found.append((pictures, numbers, here.lora("swapped")))
+    (plain, losses, lora), (swapped, again, other) = found
+    assert len(plain) >= 4
+    assert all(map(np.array_equal, plain, swapped))
+    assert losses == again
+    assert any("loss/validation" in line for line in losses)
+    assert all(torch.equal(lora[key], other[key]) for key in lora)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from musubi_core.config import OptionInfo, options_of
@@ -95,7 +96,8 @@ def as_toml_would(info: OptionInfo, raw: Any) -> Any:
     A text that is no number stays a text; `config.coerce` then says what was expected.
     """
     if isinstance(raw, list):
-        return [as_toml_would(info, item) for item in raw]
+        items = [as_toml_would(info, item) for item in raw]
+        return [path for item in items for path in _matching(item)] if info.type is Path else items
     if not isinstance(raw, str) or info.parse is not None or info.type not in (int, float):
         return raw
     for number in (int, float):
@@ -104,3 +106,15 @@ def as_toml_would(info: OptionInfo, raw: Any) -> Any:
         except ValueError:
             continue
     return raw
+
+
+def _matching(path: str) -> list[str]:
+    """The files that a pattern like "cat-*.safetensors" means: on Windows the shell leaves it to the program.
+
+    A name without a match stays, for the message about a missing file.
+    """
+    pattern = Path(path)
+    if not any(sign in pattern.name for sign in "*?") or pattern.exists():
+        return [path]
+    found = pattern.parent.glob(pattern.name.replace("[", "[[]"))  # brackets are letters of names here
+    return sorted(map(str, found)) or [path]

@@ -15,7 +15,7 @@ from torch import Tensor
 from musubi_core.errors import BadFileError, ConfigError
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop, Warned, ignore, never
 from musubi_core.files.tensor_info import TensorInfo
-from musubi_core.files.tensors import open_writer
+from musubi_core.files.tensors import TensorFile, open_writer
 from musubi_core.lora_tools.ema_config import EmaConfig
 from musubi_core.lora_tools.series import Checkpoint, Series, open_series
 from musubi_core.networks.power_ema import (
@@ -94,6 +94,7 @@ def merge_factors(
                     raise _Stopped
                 versions = (one.file.read(name, memory=memory) for one in series.checkpoints)
                 sums = weighted_sums(versions, name, [one.weights for one in averages])
+                refuse_infinite(sums, [one.file for one in series.checkpoints], name)
                 for writer, total in zip(writers, sums, strict=True):
                     writer.add(total)
                 emit(Progress(stage="average", done=done + 1, total=len(infos), text=name))
@@ -114,8 +115,7 @@ def _largest(checkpoints: Iterable[Checkpoint]) -> int:
 def weighted_sums(versions: Iterable[Tensor], name: str, weights: Sequence[Sequence[float]]) -> list[Tensor]:
     """One tensor of every average. versions: that of each file, oldest first.
 
-    Each version is done with before the next is taken, which may come in the same memory. Raises
-    BadFileError for NaN or infinity.
+    Each version is done with before the next is taken, which may come in the same memory.
     """
     dtype, whole = torch.float32, name.endswith(".alpha")  # alphas are equal, and a sum of parts could round
     totals: list[Tensor] = []
@@ -128,16 +128,23 @@ def weighted_sums(versions: Iterable[Tensor], name: str, weights: Sequence[Seque
             wide = version.float()
             for total, row in zip(totals, weights, strict=True):
                 total.add_(wide, alpha=row[place])
-    if not whole and not all(is_finite(total) for total in totals):
-        raise BadFileError(f"{name} is not finite in one of the checkpoints. Leave that checkpoint out.")
     return [total.to(dtype) for total in totals]
 
 
+def refuse_infinite(sums: Sequence[Tensor], files: Sequence[TensorFile], name: str) -> None:
+    """Raises BadFileError naming the files when a sum holds NaN or infinity."""
+    if all(is_finite(total) for total in sums):
+        return
+    guilty = [file.path.name for file in files if not is_finite(file.read(name))]
+    where = f"in {', '.join(guilty)}. Leave that checkpoint out." if guilty else "after averaging."
+    raise BadFileError(f"{name} holds NaN or infinity {where} Nothing was written.")
+
+
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite; one pass without a copy."""
-    if not tensor.numel():
+    """Whether no number is NaN or infinite; one pass, without a copy of wide formats."""
+    if not tensor.numel() or not tensor.is_floating_point():
         return True
-    low, high = torch.aminmax(tensor)
+    low, high = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 

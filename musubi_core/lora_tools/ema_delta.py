@@ -12,7 +12,7 @@ from musubi_core.errors import BadFileError
 from musubi_core.events import Listener, Note, Progress, ShouldStop
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.files.tensors import TensorFile, open_writer
-from musubi_core.lora_tools.ema import Average, is_finite, output_metadata, weighted_sums
+from musubi_core.lora_tools.ema import Average, is_finite, output_metadata, refuse_infinite, weighted_sums
 from musubi_core.lora_tools.series import Checkpoint, Series
 from musubi_core.lora_tools.spectral import side_by_side, spectrum_of
 
@@ -88,7 +88,9 @@ class DeltaMaker:
         pair = self._by_name.get(name)
         if pair is None:
             versions = (file.read(name) for file in self._files)
-            return weighted_sums(versions, name, [one.weights for one in self._averages])
+            sums = weighted_sums(versions, name, [one.weights for one in self._averages])
+            refuse_infinite(sums, self._files, name)
+            return sums
         if name == pair.alpha:
             alpha = self._files[0].read(name)
             new = (alpha.double() / self._stored_rank(pair) * pair.rank).to(alpha.dtype)
@@ -103,9 +105,12 @@ class DeltaMaker:
     def _factors(self, pair: Pair) -> dict[str, list[Tensor]]:
         downs = [file.read(pair.down) for file in self._files]
         ups = [file.read(pair.up) for file in self._files]
-        for checkpoint, *both in zip(self._files, downs, ups, strict=True):
+        for file, *both in zip(self._files, downs, ups, strict=True):
             if not all(is_finite(tensor) for tensor in both):
-                raise BadFileError(f"{checkpoint.path}: {pair.down} or {pair.up} is not finite.")
+                raise BadFileError(
+                    f"{pair.down} or {pair.up} holds NaN or infinity in {file.path.name}. Leave that "
+                    "checkpoint out. Nothing was written."
+                )
         found: dict[str, list[Tensor]] = {pair.down: [], pair.up: []}
         for place, average in enumerate(self._averages):
             scaled = [up.flatten(1).double() * w for up, w in zip(ups, average.weights, strict=True)]

@@ -29,6 +29,7 @@ class Sample:
     target_frames: tuple[int, ...] = option((1,), help="Lengths.")
     network_args: tuple[str, ...] = option((), help="key=value.")
     mixed_precision: str | None = option(None, choices=("no", "bf16"), help="Precision.")
+    files: tuple[Path, ...] = option((), help="Files.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,3 +190,13 @@ def test_each_architecture_has_its_say_where_they_differ():
     dtype = FLAGS["encoder_dtype"].info
     assert dtype.help == "one: Precision. Default: float16. other: Precision. Default: bfloat16."
     assert dtype.default is None, "one default for both would be wrong for one of them"
+
+
+def test_patterns_of_files_are_filled_in_where_the_shell_leaves_them(tmp_path: Path):
+    folder = tmp_path / "set [1] ねこ"
+    folder.mkdir()
+    for name in ("cat-2", "cat-1", "dog-1"):
+        (folder / name).touch()
+    found = read("--files", f"{folder}/cat-*", f"{folder}/dog-?", f"{folder}/nowhere-*", "plain")
+    assert [Path(path).name for path in found["files"]] == ["cat-1", "cat-2", "dog-1", "nowhere-*", "plain"]
+    assert read("--network_args", "a=*") == {"network_args": ["a=*"]}

@@ -83,6 +83,8 @@ def _refusal(path: Path, error: Exception) -> BadFileError:
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, EOFError):
         return read_error(path, error)
     first = (str(error).strip().splitlines() or [""])[0][:200]
+    if "weights_only" in first:  # torch's own advice is to read the file unsafely
+        first = "it holds other things than tensors, or is damaged"
     return BadFileError(
         f"{path} is not a whole torch file with plain weights ({type(error).__name__}: {first}). Fetch it "
         "again, or use a .safetensors version of these weights."

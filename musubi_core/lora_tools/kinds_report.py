@@ -55,10 +55,14 @@ def _line(kind: str, fates: Sequence[LayerFate]) -> str:
     before, after = [one.before for one in fates], [one.after for one in fates]
     whole = sum(one.whole**2 for one in fates)
     lost = (sum(one.lost**2 for one in fates) / whole) ** 0.5 if whole else 0.0
-    ranks = f"{_span(before)} to {_span(after)}" if any(before) else _span(after)
-    text = f"{kind}: {len(fates)} layers, rank {ranks}, {lost:.2%} of the change lost"
+    ranks = f"{_span(before)} to {_span(after)}" if any(before) and before != after else _span(after)
+    text = f"{kind}: {_layers(len(fates))}, rank {ranks}, {lost:.2%} of the change lost"
     gone = after.count(0)
-    return f"{text}, {gone} layers left out." if gone else f"{text}."
+    return f"{text}, {_layers(gone)} left out." if gone else f"{text}."
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _span(numbers: Sequence[int]) -> str:

@@ -169,7 +169,11 @@ class _Reading:
         if self.taken:
             lines.append(f"{self.taken} of them were in the file like this and have not been rounded again.")
         if loras:
-            lines.append(f"{len(self.additions)} tensors were changed by {loras} LoRAs before.")
+            files = "LoRA" if loras == 1 else f"{loras} LoRAs"
+            count = len(self.additions)
+            lines.append(
+                f"{count} {'tensor was' if count == 1 else 'tensors were'} changed by the {files} before."
+            )
         return lines
 
 

@@ -71,6 +71,33 @@ def test_an_fp8_model_samples_and_its_node_says_what_was_rounded(wide: Client):
     assert "weights are in fp8; relative error of the weights" in outcome.texts("model")
 
 
+def test_a_changed_file_is_loaded_again_and_an_unchanged_one_is_not(wide: Client):
+    graph = sampled(model=fp8())
+    wide.run(graph)
+    graph["sample"]["inputs"]["seed"] = 2
+    assert "model" not in wide.run(graph).executed()
+    file = wide.base / "models" / "diffusion_models" / FILE
+    weights = load_file(file)
+    weights["head.head.bias"] = weights["head.head.bias"] + 1
+    save_file(weights, file)
+    assert "model" in wide.run(graph).executed()
+
+
+def test_loras_of_a_list_are_merged(wide: Client):
+    rows, columns = load_file(wide.base / "models" / "diffusion_models" / FILE)["blocks.0.ffn.0.weight"].shape
+    name = "diffusion_model.blocks.0.ffn.0"
+    tensors = {f"{name}.lora_A.weight": torch.ones(1, columns), f"{name}.lora_B.weight": torch.ones(rows, 1)}
+    save_file(tensors, wide.base / "models" / "loras" / "ones.safetensors")
+    listed = node("MusubiLoraList", lora_name="ones.safetensors", strength=0.1)
+    outcome = wide.run(sampled(list=listed, model=fp8(loras=link("list"))))
+    assert outcome.state == "success", wide.logged()[-3000:]
+    assert "1 tensor was changed by the LoRA before" in outcome.texts("model")
+    assert outcome.texts("digest") != digest(wide, model=fp8())
+    twice = node("MusubiLoraList", lora_name="ones.safetensors", strength=0.1, others=link("list"))
+    failed = wide.run(sampled(list=listed, twice=twice, model=fp8(loras=link("twice"))))
+    assert "merged twice" in failed.error()
+
+
 def test_magcache_off_and_threshold_zero_give_the_picture_without_the_node(wide: Client):
     plain = digest(wide, model=fp8())
     assert digest(wide, model=fp8(), cache=magcache("model", enabled=False)) == plain

@@ -16,7 +16,7 @@ from musubi_core.models.registry import architecture
 from musubi_core.quantization.fp8 import dequantise, quantise
 from musubi_core.quantization.scheme import QuantisationConfig, Scheme
 
-TEXT_WIDTH = 4096  # ComfyUI takes that for granted; the tiny model has less
+TEXT_WIDTH = 4096  # of Wan, for ComfyUI
 CODE = """
 folder = {folder!r}
 from pathlib import Path
@@ -63,6 +63,14 @@ for granularity in ("block", "channel", "tensor"):
 for name in ("musubi", "comfyui", "scaled", "cast"):
     picture(load_fp8_model(request(name)), name)
     picture(float_model("float_" + name), "oracle_" + name)
+
+for name in ("hunyuan", "oracle_hunyuan"):
+    network = load_fp8_model(request(name)) if name == "hunyuan" else float_model("as_hunyuan")
+    width = network.model.model_config.unet_config["context_in_dim"]
+    texts = prompts(width, pooled_output=noise_like(1, 768, seed=6), guidance=6.0)
+    pictures[name] = sample(network, latent, *texts, steps=2).float().contiguous()
+    found[name] = len(layers(network))
+del network
 
 model = load_fp8_model(request())
 found["size"] = model.model_size()
@@ -177,19 +185,34 @@ def lora_for(weights: dict[str, Tensor], wanted: list[str]) -> dict[str, Tensor]
     return found
 
 
+def widened(weights: dict[str, Tensor], name: str, width: int) -> None:
+    """Give a layer as many inputs as ComfyUI takes for granted; tiny networks have less."""
+    wide = torch.randn(weights[name].shape[0], width, generator=torch.Generator().manual_seed(9))
+    weights[name] = (wide / width**0.5).bfloat16().float()
+
+
+def chosen(weights: dict[str, Tensor], name: str) -> list[str]:
+    """The weights that are put into 8 bits."""
+    spec = architecture(name)
+    config = QuantisationConfig(targets=spec.fp8_targets, keep_precise=spec.keep_precise)
+    linear = [key for key, tensor in weights.items() if key.endswith(".weight") and tensor.ndim == 2]
+    return [key for key in linear if config.covers(key)]
+
+
+def write_hunyuan(folder: Path) -> None:
+    """A network whose layers ComfyUI renames while it loads them."""
+    weights = float_weights(architecture("hunyuan_video").write_tiny(folder / "tiny", 0).dit)
+    widened(weights, "vector_in.in_layer.weight", 768)
+    save_file({key: tensor.bfloat16() for key, tensor in weights.items()}, folder / "hunyuan.safetensors")
+    made = rounded(weights, chosen(weights, "hunyuan_video"), Scheme())
+    save_file(made, folder / "as_hunyuan.safetensors")
+
+
 def write_files(folder: Path) -> None:
-    spec = architecture("wan")
-    weights = float_weights(spec.write_tiny(folder / "tiny", 0).dit)
-    first = weights["text_embedding.0.weight"]
-    wide = torch.randn(first.shape[0], TEXT_WIDTH, generator=torch.Generator().manual_seed(9))
-    weights["text_embedding.0.weight"] = (wide / TEXT_WIDTH**0.5).bfloat16().float()
-    wanted = [
-        name
-        for name, tensor in weights.items()
-        if name.endswith(".weight")
-        and tensor.ndim == 2
-        and QuantisationConfig(targets=spec.fp8_targets, keep_precise=spec.keep_precise).covers(name)
-    ]
+    write_hunyuan(folder)
+    weights = float_weights(architecture("wan").write_tiny(folder / "tiny", 0).dit)
+    widened(weights, "text_embedding.0.weight", TEXT_WIDTH)
+    wanted = chosen(weights, "wan")
     save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, folder / "bf16.safetensors")
     for granularity in ("block", "channel", "tensor"):
         made = rounded(weights, wanted, Scheme(granularity=granularity))
@@ -230,6 +253,12 @@ def near(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 def test_a_sampled_picture_is_that_of_the_weights_multiplied_out(run, granularity):
     _, pictures = run
     assert torch.equal(pictures[granularity], pictures[f"oracle_{granularity}"])
+
+
+def test_weights_find_their_place_where_comfyui_renames_layers(run):
+    found, pictures = run
+    assert torch.equal(pictures["hunyuan"], pictures["oracle_hunyuan"])
+    assert found["hunyuan"] > 0 and found["oracle_hunyuan"] == 0
 
 
 @pytest.mark.parametrize("form", ["musubi", "comfyui", "scaled", "cast"])

@@ -18,9 +18,9 @@ from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.lora_tools.dense import DENSE, dense_change
 from musubi_core.lora_tools.layers import matrices
 from musubi_core.lora_tools.module_names import Model, Naming, model_of
-from musubi_core.lora_tools.records import DORA, DOWN, LoraSource, Record, open_lora, split_key
+from musubi_core.lora_tools.records import ALPHA, DORA, DOWN, LoraSource, Record, open_lora, split_key
 from musubi_core.models.registry import architectures
-from musubi_core.networks.naming import PREFIX
+from musubi_core.networks.naming import underscored
 from musubi_core.pictures.plot import COLOURS, curves
 
 _SHOWN = 12  # names of tensors
@@ -127,23 +127,46 @@ def _reason(what: str, error: MusubiError, path: Path) -> str:
 
 def _readers(records: Sequence[Record], model: Model) -> list[str]:
     """Who loads how many of the changes, by names alone."""
-    spelled, own, theirs = (_names(naming) for naming in (model.comfyui, model.own, model.diffusers))
-    found = {PREFIX + name.replace(".", "_") for name in spelled}
-    found |= {f"diffusion_model.{name}" for name in (*spelled, *own)}
-    if model.name != model.home.name:
-        found = set()  # a relative, which ComfyUI itself has no network for
-    bases = [one.base for one in records]
-    comfyui = sum(base in found for base in bases)
-    here = sum(model.place(base) is not None for base in bases)
-    peft = sum(
+    bases, theirs = [one.base for one in records], _names(model.diffusers)
+    comfyui, musubi = found_by_comfyui(model), {underscored(name) for name in _names(model.own)}
+    in_comfyui = sum(base in comfyui for base in bases)
+    stated = [one for one in records if one.alpha_source not in ("tensor", "rank", "")]
+    weaker = any(one.alpha != one.rank for one in stated)
+    in_musubi = sum(
+        one.base in musubi and one.kind in DENSE and ALPHA in one.keys and DORA not in one.keys
+        for one in records
+    )
+    in_diffusers = sum(
         one.kind == "lora"
         and ".lora_A" in one.keys[DOWN]
         and one.base.startswith("transformer.")
         and one.base.removeprefix("transformer.") in theirs
         for one in records
     )
-    counts = (("ComfyUI", comfyui), ("diffusers", peft), ("convert-lora, which can rewrite it", here))
-    return [f"loads in {who}: {_share(count, len(bases))}" for who, count in counts]
+    here = sum(model.place(base) is not None for base in bases)
+    count = len(bases)
+    return [
+        f"loads in ComfyUI: {_share(in_comfyui, count)}"
+        + (", at another strength: it ignores alpha in a header" if in_comfyui and weaker else ""),
+        f"loads in musubi-tuner: {_share(in_musubi, count)}",
+        f"loads in diffusers: {_share(in_diffusers, count)}"
+        + ("" if in_diffusers else " names of its own; it converts some files of other programs itself"),
+        f"loads in convert-lora, which can rewrite it: {_share(here, count)}",
+    ]
+
+
+def found_by_comfyui(model: Model) -> set[str]:
+    """The names in LoRA files that ComfyUI finds; none for a relative, which it has no network for."""
+    if model.name != model.home.name:
+        return set()
+    spelled = _names(model.comfyui)
+    found = {underscored(name) for name in spelled} | {f"diffusion_model.{name}" for name in spelled}
+    for form in model.home.lora_names.also:
+        for name in _names(model.diffusers if form.diffusers else model.own):
+            if name.startswith(form.within):
+                dotted = form.prefix.endswith(".")
+                found.add(form.prefix + (name if dotted else name.replace(".", "_")))
+    return found
 
 
 def _names(naming: Naming | None) -> set[str]:

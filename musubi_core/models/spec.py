@@ -119,10 +119,26 @@ class TextPass:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignForm:
+    """Names in LoRA files that ComfyUI finds although they are not its own: a prefix and another's names.
+
+    diffusers: diffusers' names follow the prefix, else the network's own. within: where such layers begin.
+    """
+
+    prefix: str
+    diffusers: bool = False
+    within: tuple[str, ...] = ("",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoraNames:
-    """Substring substitutions, in order, from the network's dotted names to the names ComfyUI loads."""
+    """Substring substitutions, in order, from the network's dotted names to the names ComfyUI loads.
+
+    also: what else ComfyUI finds.
+    """
 
     comfyui: tuple[tuple[str, str], ...] = ()
+    also: tuple[ForeignForm, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

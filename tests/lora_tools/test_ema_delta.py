@@ -72,7 +72,7 @@ def test_nan_is_named_and_leaves_no_file(tmp_path):
     tensors["lora_unet_a.lora_up.weight"][0, 0] = float("nan")
     save_file(tensors, run[1], {"ss_steps": "2"})
     config = EmaConfig(path=run, output_file=tmp_path / "out" / "a.safetensors", average="delta")
-    with pytest.raises(BadFileError, match="holds NaN or infinity in 2.safetensors"):
+    with pytest.raises(BadFileError, match=r"holds NaN or infinity in 2\.safetensors"):
         ema_merge(config)
     assert ema_merge(config, should_stop=lambda: True) == ()
     assert list((tmp_path / "out").iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lora_files
 import pytest
 import torch
 from dense_loras import dense, lora_file
@@ -21,7 +22,7 @@ def test_a_lora_is_told_with_model_ranks_strength_and_readers(tmp_path):
     for line in ("LoRA of 19 changes: lora", "ranks: 4", "alphas: 2", "strength (alpha / rank): 0.5"):
         assert line in text
     assert "made for: flux_kontext" in text and "loads in ComfyUI: completely" in text
-    assert "loads in diffusers: no" in text
+    assert "loads in diffusers: no names of its own" in text and "loads in musubi-tuner: completely" in text
 
 
 def test_names_that_comfyui_skips_are_counted(tmp_path):
@@ -78,3 +79,16 @@ def test_nothing_to_draw_is_said_and_a_stop_leaves_no_picture(tmp_path):
     path = lora_file(tmp_path / "k.safetensors", {KONTEXT.format(0): (12, 8)})
     assert not norms_picture(path, tmp_path / "n.png", should_stop=lambda: True)
     assert not (tmp_path / "n.png").exists()
+
+
+def test_an_alpha_that_comfyui_ignores_is_told(tmp_path):
+    name = "flux_kontext"
+    weak = lora_files.converted(
+        lora_files.lora_file(tmp_path / "a.safetensors", name, alpha=1.5),
+        tmp_path / "d.safetensors",
+        "diffusers",
+    )
+    text = description(weak)
+    assert "loads in ComfyUI: completely, at another strength: it ignores alpha in a header" in text
+    assert "loads in diffusers: completely" in text and "loads in musubi-tuner: no" in text
+    assert "loads in musubi-tuner: completely" in description(tmp_path / "a.safetensors")

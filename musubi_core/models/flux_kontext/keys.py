@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from musubi_core.models.spec import LoraNames
+from musubi_core.models.spec import ForeignForm, LoraNames
 
 # Adapters are saved under our own names: with underscores for dots, ComfyUI finds every one of them.
-LORA_NAMES = LoraNames()
+LORA_NAMES = LoraNames(
+    also=tuple(
+        ForeignForm(prefix=prefix, diffusers=True)
+        for prefix in ("transformer.", "lycoris_", "lora_transformer_")
+    )
+)
 
 
 def stored_names(originals: Iterable[str], *, naming: str, prefix: str) -> dict[str, str]:

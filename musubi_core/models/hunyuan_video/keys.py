@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from musubi_core.models.spec import LoraNames
+from musubi_core.models.spec import ForeignForm, LoraNames
 
 # Applied in this order to parameter names. ComfyUI does the same when it reads an original file.
 ORIGINAL_TO_COMFYUI = (
@@ -26,12 +26,22 @@ ORIGINAL_TO_COMFYUI = (
     ("_in.mlp.2.", "_in.out_layer."),
 )
 
+FOUND_BY_ORIGINAL_NAMES = (
+    *("double_blocks.", "single_blocks.", "img_in.", "vector_in.", "final_layer."),
+    *("txt_in.individual_token_refiner.", "txt_in.input_embedder"),
+)
+
 # The same for layers, that is without the name of the parameter.
 LORA_NAMES = LoraNames(
     comfyui=tuple(
         (ours.removesuffix("weight").rstrip("."), theirs.removesuffix("scale").rstrip("."))
         for ours, theirs in ORIGINAL_TO_COMFYUI
-    )
+    ),
+    # all but the small networks of time, guidance and text
+    also=tuple(
+        ForeignForm(prefix=prefix, within=FOUND_BY_ORIGINAL_NAMES)
+        for prefix in ("transformer.", "diffusion_model.")
+    ),
 )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -135,8 +136,12 @@ def _run(executor: Any, *args: Any, **kwargs: Any) -> Any:
         watcher.end(complete=complete)
 
 
+@torch.compiler.disable(recursive=False)
 def _evaluation(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """ComfyUI's wrapper around the forward of the network."""
+    """ComfyUI's wrapper around the forward of the network.
+
+    Not compiled, as what it decides differs from step to step; a compiled network behind it stays so.
+    """
     call = call_of(executor.class_obj, args, kwargs)
     holder = None if call is None else call.options.get(KEY)
     if call is None or holder is None:

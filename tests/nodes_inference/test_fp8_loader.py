@@ -139,6 +139,7 @@ if hasattr(model, "cached_patcher_init"):
     again = model.clone(force_deepcopy=True)
     found["deep"] = again.model is not model.model
     picture(again, "deep")
+    picture(model.deepclone_multigpu(new_load_device=torch.device("cpu")), "other_card")
 found["complaints"] = [text for text in complaints if "missing" in text or "unexpected" in text]
 comfy.utils.save_torch_file(pictures, folder + "/pictures.safetensors")
 print(json.dumps(found))
@@ -315,6 +316,7 @@ def test_comfyui_can_load_the_model_once_more(run):
         pytest.skip("this ComfyUI never loads a model a second time")
     assert found["deep"]
     assert torch.equal(pictures["deep"], pictures["before"])
+    assert torch.equal(pictures["other_card"], pictures["before"])
 
 
 def test_every_weight_finds_its_place(run):

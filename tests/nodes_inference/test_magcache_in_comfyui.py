@@ -190,6 +190,21 @@ print(json.dumps(found))
 """
 
 
+COMPILED = """
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+wan = network("wan")
+
+def compiled(model):
+    model = model.clone()
+    set_torch_compile_wrapper(model=model, backend="eager", options=dict())
+    return model
+
+plain, _, said = run("wan", cached(wan))
+pictures = [run("wan", model) for model in (compiled(cached(wan)), cached(compiled(wan)))]
+print(json.dumps([[bool(torch.equal(plain, one)), lines == said] for one, _, lines in pictures]))
+"""
+
+
 @pytest.fixture(scope="module")
 def found(comfyui: Callable[[str, Path], Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one ComfyUI found."""
@@ -254,6 +269,12 @@ def test_each_part_of_a_schedule_starts_with_a_computed_step_and_has_its_own_rat
     (first, said), (second, other) = found["parts"]
     assert first < 5 and second < 5
     assert said[1] != other[1]  # the modelled errors of the two halves
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_skipped_alike_whichever_node_comes_first(in_comfyui, tmp_path: Path):
+    shared = CODE[: CODE.index("for wanted in")].format(folder=str(tmp_path), steps=STEPS)
+    assert in_comfyui(start() + NETWORKS + shared + COMPILED) == [[True, True]] * 2
 
 
 def test_an_unknown_network_is_left_alone_and_named(found):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from musubi_core.errors import ConfigError
 from musubi_core.events import FileWritten, Listener, Note, Warned
 from musubi_core.files.replace import write_text
 from musubi_core.generation.conditions import Conditions
@@ -60,7 +61,12 @@ def ratio_tables(config: MagCacheConfig) -> tuple[RatioTable, ...]:
     source = config.source
     if source is None or source.lists:
         return ()
-    return shipped_tables() if source.file is None else read_tables(source.file)
+    if source.file is None:
+        return shipped_tables()
+    try:
+        return read_tables(source.file)
+    except ConfigError as error:
+        raise ConfigError(f"--magcache_mag_ratios: {error}") from None
 
 
 def _for_prompt(config: MagCacheConfig, prompt: Prompt) -> MagCacheConfig:
@@ -92,7 +98,7 @@ def _wrapper(
     plan = _Plan.of(table, config.rule, serving)
     tell(Note(text=plan.words()))
     # A run that would skip nothing is not even asked branch by branch: a batch of both may round differently.
-    return _Skipping(plan, tell) if any(plan.skips) else None
+    return _Skipping(plan, tell) if any(map(any, plan.skips.values())) else None
 
 
 def _table(
@@ -117,18 +123,21 @@ def _table(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """Ratios brought to the steps of a drawing. computed, skips: see `sampling.magcache`, of the prompt."""
+    """Ratios brought to the steps of a drawing. computed, skips (per branch): see `sampling.magcache`."""
 
     table: RatioTable
     rule: SkipRule
     computed: tuple[bool, ...]
-    skips: tuple[bool, ...]
+    skips: Mapping[str, tuple[bool, ...]]
 
     @classmethod
     def of(cls, table: RatioTable, rule: SkipRule, serving: Sequence[str]) -> _Plan:
         """serving: for every step the name of the network that answers it."""
         computed = always_computed(serving, rule.retention, table.experts or None)
-        skips = skip_plan(nearest(table.of(FIRST_BRANCH), len(serving)), rule, computed)
+        skips = {
+            branch: skip_plan(nearest(ratios, len(serving)), rule, computed)
+            for branch, ratios in table.ratios.items()
+        }
         return cls(table=table, rule=rule, computed=computed, skips=skips)
 
     def run(self) -> MagCacheRun:
@@ -136,9 +145,9 @@ class _Plan:
         return MagCacheRun(lambda branch: nearest(self.table.of(branch), steps), self.rule, self.computed)
 
     def words(self) -> str:
+        skips = self.skips[FIRST_BRANCH]
         text = (
-            f"MagCache: {sum(self.skips)} of {len(self.skips)} steps will be skipped, by the ratios "
-            f"{self.table.name}."
+            f"MagCache: {sum(skips)} of {len(skips)} steps will be skipped, by the ratios {self.table.name}."
         )
         advised = self.table.recommended
         if advised is not None and advised != self.rule:

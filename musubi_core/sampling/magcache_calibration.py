@@ -107,7 +107,7 @@ def doubts(measures: Mapping[str, BranchMeasures]) -> str:
             if not mean <= UNSTEADY:
                 return (
                     f"The residuals of {branch} {what} {mean:.2f} on average after the first fifth of the "
-                    f"steps, more than {UNSTEADY:g}: skipped steps will be visibly wrong. Use more steps, or "
+                    f"steps, more than {UNSTEADY:g}: skipped steps may be visibly wrong. Use more steps, or "
                     "a low --magcache_threshold."
                 )
     return ""

@@ -18,11 +18,14 @@ from musubi_core.generation.draw import draw
 from musubi_core.generation.magcache import magcache, ratio_tables
 from musubi_core.generation.networks import sides
 from musubi_core.models.registry import SPECS, architecture
+from musubi_core.models.spec import LoadRequest
+from musubi_core.offload.swap import swap
 from musubi_core.sampling.magcache import always_computed, nearest, skip_plan
 from musubi_core.sampling.magcache_config import MagCacheConfig, SkipRule
 from musubi_core.sampling.magcache_tables import read_tables, shipped_tables
 
 OFFERED = [name for name in SPECS if architecture(name).ratios_for is not None]
+CPU = torch.device("cpu")
 every = pytest.mark.parametrize("name", OFFERED)
 
 
@@ -219,6 +222,23 @@ def test_each_of_two_networks_begins_with_a_step_of_its_own(tiny, tmp_path, task
     assert 1 <= runs.count(0) < 20 - high
 
 
+@every
+def test_swapped_blocks_are_skipped_like_others(tiny, tmp_path, name):
+    """A skipped step moves no weights, and the next computed one finds its blocks."""
+    model = tiny(name)
+    conditions = model.conditions(steps=12)
+    settings = {"magcache_mag_ratios": "0", "magcache_threshold": 1.0}
+    expected, _ = drawn(model, conditions, tmp_path, **settings)
+    request = LoadRequest(path=model.files.dit, device=CPU, dtype=torch.float32, options=model.options)
+    network = model.spec.load(request).eval()
+    lists = model.spec.swap.lists(network) if model.spec.swap.lists else [model.spec.blocks(network)]
+    held = swap(lists, [len(one) for one in lists], ring=1, device=CPU)
+    swapped = replace(model, networks=replace(model.networks, at_work=lambda side: network))
+    found, _ = drawn(swapped, conditions, tmp_path, **settings)
+    held.release()
+    assert torch.equal(found, expected)
+
+
 def test_a_stopped_calibration_run_writes_nothing_and_says_so(tiny, tmp_path):
     model = tiny("wan")
     conditions = model.conditions(steps=4)
@@ -253,7 +273,7 @@ def test_an_error_while_drawing_is_the_one_that_is_seen(tiny, tmp_path):
 def test_broken_ratios_are_refused_before_anything_is_loaded(tmp_path):
     (tmp_path / "broken.json").write_text("{}", encoding="utf-8")
     for given in (str(tmp_path / "broken.json"), str(tmp_path / "missing.json"), "1.0,x"):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match="--magcache_mag_ratios"):
             ratio_tables(MagCacheConfig(magcache_mag_ratios=given))
 
 

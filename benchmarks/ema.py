@@ -57,6 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
             "file_mb": paths[0].stat().st_size / 1e6,
             "runs": rows,
             "ratio": ratio,
+            "ratio_of_fastest": min(row["merge"] for row in rows) / min(row["plain"] for row in rows),
             "peak_mb": max(peaks),
             "largest_tensor_mb": max(WIDTH, HEIGHT) * options.rank * 4 / 1e6,
         }

@@ -70,12 +70,12 @@ def tensors_after(name, model):
         counts.append(sum(isinstance(one, torch.Tensor) for one in gc.get_objects()))
     return counts[1] - counts[0]
 
-found = dict(exact=dict(), span=dict(), counts=dict(), samplers=dict())
+found = dict(exact=dict(), asked=dict(), span=dict(), counts=dict(), samplers=dict())
 
 class Twice:
     # answers each evaluation twice, and keeps how far skipping is from computing
     def __init__(self, known):
-        self.known, self.worst = known, 0.0
+        self.known, self.worst, self.asked = known, 0.0, set()
     def fresh(self):
         return Twice(self.known)
     def begin(self, run):
@@ -83,6 +83,7 @@ class Twice:
     def end(self, *, complete):
         pass
     def evaluate(self, executor, call):
+        self.asked.update(sampling_run.asked_in(call))
         answer, added = block_span.through_blocks(executor, call, self.known)
         again = block_span.past_blocks(executor, call, added)
         self.worst = max(self.worst, float((answer - again).abs().max() / answer.abs().max()))
@@ -99,6 +100,7 @@ for wanted in {spans!r}:
     # ComfyUI itself fails on a batch of two with a first frame of HunyuanVideo.
     picture(name, sampling_run.watched(model, watcher), extra=extra, cfg=1.0 if way == "window" else 3.0)
     found["span"][wanted] = watcher.worst
+    found["asked"][wanted] = sorted(one.branch for one in watcher.asked)
 
 for name in {names!r}:
     model = network(name)
@@ -221,6 +223,11 @@ def test_off_threshold_zero_and_no_node_give_the_same_bits(found, name):
 @pytest.mark.parametrize("name", SPANS)
 def test_adding_what_the_blocks_added_is_running_them(found, name):
     assert found["span"][name] < 1e-5
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_each_prompt_is_known_by_a_key_of_its_own_in_all_steps(found, name):
+    assert found["asked"][name] == (["cond"] if name.endswith("window") else ["cond", "uncond"])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ Both sides in the same process, in turn, on the same files of about --megabytes 
     merge   `ema_merge` with one beta
 
 `ratio` is the median of the ratios of neighbouring runs, after one of each that does not count.
+`ratio_of_fastest` compares the fastest run of each side: on a shared machine the steadier of the two.
 
 `peak_mb` is the largest growth of the process's own memory during the merge, mapped files excluded (Linux).
 
@@ -63,7 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
         }
     finally:
         shutil.rmtree(folder)
-    summary = f"ratio {ratio:.2f} (goal {GOAL}), peak {max(peaks):.0f} MB (goal {GOAL_MB} + largest tensor)"
+    fastest = result["ratio_of_fastest"]
+    summary = f"ratio {ratio:.2f}, of the fastest {fastest:.2f} (goal {GOAL}), peak {max(peaks):.0f} MB (goal {GOAL_MB} + largest tensor)"
     sys.stdout.write(f"{json.dumps(result, indent=2)}\n{summary}\n")
     if options.write:
         keep("ema", result)

@@ -65,7 +65,10 @@ def main(words: Sequence[str] | None = None) -> int:
     finally:
         shutil.rmtree(folder)
     fastest = result["ratio_of_fastest"]
-    summary = f"ratio {ratio:.2f}, of the fastest {fastest:.2f} (goal {GOAL}), peak {max(peaks):.0f} MB (goal {GOAL_MB} + largest tensor)"
+    summary = (
+        f"ratio {ratio:.2f}, of the fastest {fastest:.2f} (goal {GOAL}), "
+        f"peak {max(peaks):.0f} MB (goal {GOAL_MB} + largest tensor)"
+    )
     sys.stdout.write(f"{json.dumps(result, indent=2)}\n{summary}\n")
     if options.write:
         keep("ema", result)

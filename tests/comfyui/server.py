@@ -200,22 +200,14 @@ async def _history(http: aiohttp.ClientSession, url: str, number: str) -> Any:
 
 @contextlib.contextmanager
 def running_server(
-    folder: Path, place: Path, *flags: str, prepare: Callable[[Path], None]
+    folder: Path, place: Path, *flags: str, prepare: Callable[[Path], None], on_cpu: bool = True
 ) -> Iterator[Client]:
     """ComfyUI of `folder` with a private base folder below `place`; ended with the block.
 
-    prepare: fills the base folder before the start.
+    flags: of its command line. prepare: fills the base folder before the start.
     """
     base = place / "base"
-    for name in (
-        "custom_nodes",
-        "input",
-        "output",
-        "user",
-        "temp",
-        "models/loras",
-        "models/diffusion_models",
-    ):
+    for name in ("custom_nodes", "input", "output", "user", "temp", "models/loras"):
         (base / name).mkdir(parents=True, exist_ok=True)
     (base / "custom_nodes" / "ComfyUI-Musubi").symlink_to(PACK, target_is_directory=True)
     own = Path(__file__).parent / "test_nodes"
@@ -226,15 +218,8 @@ def running_server(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [
-        str(python),
-        str(folder / "main.py"),
-        "--cpu",
-        "--port",
-        str(port),
-        "--base-directory",
-        str(base),
-    ]
+    words = [str(python), str(folder / "main.py"), "--port", str(port), *(["--cpu"] if on_cpu else [])]
+    words += ["--base-directory", str(base)]
     words += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
     words += ["--preview-method", "none", *flags]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(libraries)}

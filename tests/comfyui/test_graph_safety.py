@@ -99,6 +99,20 @@ def test_a_bad_setting_is_refused_before_anything_runs(comfy: Client, kind: str,
     assert message in comfy.refusal(graph)
 
 
+def test_a_prompt_cannot_read_pictures_outside(comfy: Client, outside: Path):
+    graph = train_graph(comfy.files, "safe")
+    graph["prompts"] = node("MusubiSamplePrompts", prompts=f"a cat --i {outside / '0.png'}")
+    graph["train"]["inputs"]["sampling"] = link("prompts")
+    assert "outside of ComfyUI's folders" in comfy.refusal(graph)
+
+
+def test_a_tokenizer_is_a_model_folder_or_a_name(comfy: Client, outside: Path):
+    graph = train_graph(comfy.files, "safe")
+    for place in (str(outside), "../../..", "../input/cats"):
+        graph["model"]["inputs"]["architecture.tokenizer"] = place
+        assert "is neither a folder below" in comfy.refusal(graph)
+
+
 def test_a_missing_folder_is_named_with_what_was_meant(comfy: Client):
     graph = train_graph(comfy.files, "safe")
     graph["data"]["inputs"]["folder"] = "catz"

@@ -249,6 +249,19 @@ def test_two_trainings_of_other_precision_do_not_see_each_other(comfy: Client, f
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_samples_are_drawn_on_the_way_and_change_nothing(comfy: Client, first: Outcome):
+    graph = train_graph(comfy.files, "drawn")
+    prompts = "a cat --w 64 --h 64 --s 1 --d 1"
+    graph["prompts"] = node("MusubiSamplePrompts", prompts=prompts, sample_every_n_steps=2)
+    graph["train"]["inputs"]["sampling"] = link("prompts")
+    graph["shape"] = node("TestShows", value=link("train", 5))
+    outcome = ok(comfy, graph)
+    assert json.loads(outcome.texts("shape")) == [STEPS // 2, 64, 64, 3]
+    assert len(list((comfy.base / "output" / "musubi" / "drawn" / "samples").iterdir())) >= STEPS // 2
+    one, other = (read_tensors(lora_file(comfy, name)) for name in ("first", "drawn"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_quick_start_makes_a_lora_from_a_folder(comfy: Client):
     place_pictures(comfy.base / "input" / "quick", 2, seed=3)
     files = {key: value for key, value in model_node(comfy.files, ARCH)["inputs"].items() if "." not in key}

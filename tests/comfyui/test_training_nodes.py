@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
+from command_line import assert_same_lora, with_command_line
 from server import Client, Outcome
 from stage import ARCH, STEPS, data_graph, link, model_node, node, place_pictures, train_graph
 
+from musubi_core.data.video_writer import write_mp4
 from musubi_core.files.tensors import read_tensors
 
 CACHE_FILES = "*.safetensors"
@@ -97,36 +97,11 @@ def test_an_unchanged_graph_is_not_run_again(comfy: Client, first: Outcome):
 def test_caches_and_lora_equal_those_of_the_command_line_bit_for_bit(
     comfy: Client, first: Outcome, tmp_path: Path
 ):
-    models = comfy.base / "models"
-    dataset = tmp_path / "cats.toml"
-    dataset.write_text(
-        f"[general]\nresolution = [64, 64]\n[[datasets]]\nimage_directory = '{comfy.base}/input/cats'\n"
-        f"cache_directory = '{tmp_path}/caches'\n",
-        encoding="utf-8",
-    )
-    data = ["--dataset_config", str(dataset), "--architecture", ARCH]
-    dit, vae = models / "diffusion_models" / comfy.files["dit"], models / "vae" / comfy.files["vae"]
-    t5 = models / "text_encoders" / comfy.files["t5"]
-    program = (
-        "import sys\nfrom musubi_core.cli.main import main\n"
-        f"print(main(['cache-latents', '--vae', {str(vae)!r}, '--device', 'cpu', *{data!r}]))\n"
-        f"print(main(['cache-text', '--t5', {str(t5)!r}, '--device', 'cpu', *{data!r}]))\n"
-        f"print(main(['train', '--dit', {str(dit)!r}, *{data!r}, '--network_dim', '2', '--seed', '1', "
-        f"'--max_train_steps', '{STEPS}', '--output_dir', {str(tmp_path)!r}, '--output_name', 'cli']))\n"
-    )
-    # The same Python as the server's: sums may be rounded differently in another version of torch.
-    path = os.pathsep.join([str(Path(__file__).parents[2]), str(comfy.libraries)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [str(comfy.python), "-c", program], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.split() == ["0", "0", "0"], done.stderr
+    with_command_line(comfy, ARCH, comfy.files, tmp_path)
     graphs = caches(comfy)
     assert len(graphs) == 6
     assert graphs == {path.name: path.read_bytes() for path in (tmp_path / "caches").glob(CACHE_FILES)}
-    ours, theirs = read_tensors(lora_file(comfy, "first")), read_tensors(tmp_path / "cli.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_same_lora(lora_file(comfy, "first"), tmp_path / "cli.safetensors")
 
 
 def test_a_cancelled_training_keeps_its_work_and_goes_on_exactly(comfy: Client, first: Outcome):
@@ -152,8 +127,7 @@ def test_a_cancelled_training_keeps_its_work_and_goes_on_exactly(comfy: Client, 
     assert f"{LONG} of {LONG} steps." in resumed.texts("train")
     straight = ok(comfy, train_graph(comfy.files, "straight", max_train_steps=LONG))
     assert f"{LONG} of {LONG} steps." in straight.texts("train")
-    one, other = (read_tensors(lora_file(comfy, name)) for name in ("cancelled", "straight"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same_lora(lora_file(comfy, "cancelled"), lora_file(comfy, "straight"))
 
 
 def test_stop_and_keep_ends_the_run_and_what_is_behind_it_runs(comfy: Client, first: Outcome):
@@ -245,8 +219,7 @@ def test_two_trainings_of_other_precision_do_not_see_each_other(comfy: Client, f
     graph["train"]["inputs"]["memory"] = link("memory")
     ok(comfy, graph)
     ok(comfy, train_graph(comfy.files, "after", run=1))
-    one, other = (read_tensors(lora_file(comfy, name)) for name in ("first", "after"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same_lora(lora_file(comfy, "first"), lora_file(comfy, "after"))
 
 
 def test_samples_are_drawn_on_the_way_and_change_nothing(comfy: Client, first: Outcome):
@@ -258,8 +231,7 @@ def test_samples_are_drawn_on_the_way_and_change_nothing(comfy: Client, first: O
     outcome = ok(comfy, graph)
     assert json.loads(outcome.texts("shape")) == [STEPS // 2, 64, 64, 3]
     assert len(list((comfy.base / "output" / "musubi" / "drawn" / "samples").iterdir())) >= STEPS // 2
-    one, other = (read_tensors(lora_file(comfy, name)) for name in ("first", "drawn"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same_lora(lora_file(comfy, "first"), lora_file(comfy, "drawn"))
 
 
 def test_quick_start_makes_a_lora_from_a_folder(comfy: Client):
@@ -277,6 +249,30 @@ def test_the_plan_is_told_before_anything_is_loaded(comfy: Client, first: Outcom
     inputs = dict(graph.pop("train")["inputs"])
     outcome = ok(comfy, {**graph, "plan": node("MusubiPlanTraining", **inputs)})
     assert f"Plan for {ARCH}: {STEPS} steps" in outcome.texts("plan")
+
+
+def test_datasets_of_all_kinds_are_one(comfy: Client, tmp_path: Path):
+    folder = comfy.base / "input"
+    (folder / "clips").mkdir()
+    with (folder / "clips" / "a.mp4").open("wb") as file:
+        write_mp4(file, np.zeros((20, 64, 64, 3), dtype=np.uint8), 16.0)
+    (folder / "clips" / "a.txt").write_text("a clip", encoding="utf-8")
+    line = {"image_path": str(folder / "cats" / "0.png"), "caption": "listed"}
+    (folder / "all.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    table = f"[[datasets]]\nresolution = 64\nimage_directory = '{folder}/cats'\n"
+    (folder / "all.toml").write_text(table, encoding="utf-8")
+    graph = {
+        "clips": node("MusubiVideoFolderDataset", folder="clips", resolution="64", target_frames="1 17"),
+        "list": node("MusubiJsonlDataset", file="all.jsonl", media="pictures", resolution="64x64"),
+        "file": node("MusubiDatasetFile", file="all.toml"),
+    }
+    sockets = {f"datasets.dataset{number}": link(name) for number, name in enumerate(graph)}
+    graph["all"] = node("MusubiCombineDatasets", **sockets)
+    graph["report"] = node("MusubiDatasetReport", dataset=link("all"), architecture=ARCH, thumbnails=0)
+    text = ok(comfy, graph).texts("report")
+    for words in ("1 of 1 files used, 2 samples", "1 of 1 files used, 1 samples", "3 of 3 files used"):
+        assert words in text
+    assert "All datasets: 6 samples per epoch." in text
 
 
 def test_pictures_of_the_graph_are_trained_on(comfy: Client):

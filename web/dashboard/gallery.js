@@ -202,8 +202,9 @@ class Large {
       element("dd", {}, value),
     ]);
     this.details.replaceChildren(...rows);
-    this.before.disabled = !neighbour(this.among(), sample, -1);
-    this.after.disabled = !neighbour(this.among(), sample, 1);
+    // Not "disabled": a button that has the focus and is disabled swallows the arrow keys, and Escape.
+    this.before.ariaDisabled = String(!neighbour(this.among(), sample, -1));
+    this.after.ariaDisabled = String(!neighbour(this.among(), sample, 1));
   }
 
   /** @param {1 | -1} way */
@@ -215,6 +216,7 @@ class Large {
   /** @param {KeyboardEvent} event */
   #key(event) {
     event.stopPropagation(); // Escape and arrows are meant for the picture, not for the graph
+    if (event.key === "Escape") this.dialog.close(); // some front ends keep the browser from doing it
     if (event.key === "ArrowLeft") this.#go(-1);
     if (event.key === "ArrowRight") this.#go(1);
   }

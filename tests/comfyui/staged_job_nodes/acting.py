@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import folder_paths
 import numpy as np
+from PIL import Image, ImageFilter
 
 from musubi_core.events import FileWritten, Metrics, Note, Preview, Progress, Warned
 
@@ -74,12 +76,22 @@ def save(job: Job, step: int) -> None:
 
 
 def sample(job: Job, step: int) -> None:
-    """Two pictures and a clip: a disc that gets sharper with the steps."""
-    for number, (title, frames) in enumerate(
-        (("a red disc", 1), (f"a disc {NASTY}", 1), ("a disc that moves", 8))
-    ):
+    """Pictures that get sharper with the steps: those in the input folder, else discs, one of which moves."""
+    chosen = sorted(Path(folder_paths.get_input_directory()).glob("*.png"))
+    drawn = [(path.stem, sharpening(path, step)) for path in chosen] or [
+        ("a red disc", disc(step, 0, 1)),
+        (f"a disc {NASTY}", disc(step, 1, 1)),
+        ("a disc that moves", disc(step, 2, 8)),
+    ]
+    for number, (title, frames) in enumerate(drawn):
         details = {"prompt": title, "seed": 42 + number}
-        job.emit(Preview(step=step, title=title, frames=disc(step, number, frames), fps=8, details=details))
+        job.emit(Preview(step=step, title=title, frames=frames, fps=8, details=details))
+
+
+def sharpening(path: Path, step: int) -> np.ndarray:
+    """(1, H, W, 3) uint8: a picture out of the fog."""
+    picture = Image.open(path).convert("RGB")
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(2000 / (step + 60))))[None]
 
 
 def disc(step: int, hue: int, frames: int) -> np.ndarray:

@@ -18,6 +18,13 @@ from .folders import register_folders
 from .inference.fp8_nodes import LoadFp8Model
 from .inference.magcache_nodes import CalibrateMagCache, LoadMagCacheRatios, MagCache
 from .models.training_model import TrainingModelNode
+from .tools.average import AverageLoras
+from .tools.convert import ConvertLora
+from .tools.fp8_file import SaveFp8Model
+from .tools.inspect import InspectFile
+from .tools.lora_lists import LoraList, RunCheckpoints
+from .tools.merge import MergeIntoModel, MergeLoras
+from .tools.ranks import ExtractLora, ResizeLora
 from .training.groups import Memory, Network, Optimizer, Saving
 from .training.quick_start import QuickStart
 from .training.samples import SamplePrompts
@@ -48,6 +55,16 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MagCache,
     CalibrateMagCache,
     LoadMagCacheRatios,
+    LoraList,
+    RunCheckpoints,
+    AverageLoras,
+    ConvertLora,
+    MergeLoras,
+    MergeIntoModel,
+    ExtractLora,
+    ResizeLora,
+    InspectFile,
+    SaveFp8Model,
 )
 
 

@@ -61,7 +61,8 @@ def inputs_of(
         elif info.type is Path:
             raise TypeError(f"{cls.__name__}.{info.name} is a path and has no chooser")
         else:
-            inputs.append(_widget(info, (defaults or {}).get(info.name, info.default)))
+            usual = None if info.required else info.default
+            inputs.append(_widget(info, (defaults or {}).get(info.name, usual)))
     return inputs
 
 

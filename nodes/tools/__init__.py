@@ -1,0 +1,1 @@
+"""The LoRA workshop: average, convert, merge, extract, resize, look inside."""

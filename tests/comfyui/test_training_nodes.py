@@ -161,6 +161,24 @@ def test_a_changed_caption_encodes_only_that_caption_again(comfy: Client, first:
     assert caches(comfy) == before
 
 
+def sampled(name: str, model: str, seed: int = 1) -> dict[str, Any]:
+    """KSampler on a model of the graph, whose other inputs come from `base`, and a digest of its latent."""
+    sampler = node(
+        "KSampler",
+        model=link(model),
+        positive=link("base", 1),
+        negative=link("base", 1),
+        latent_image=link("base", 2),
+        seed=seed,
+        steps=2,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="simple",
+        denoise=1.0,
+    )
+    return {name: sampler, f"digest {name}": node("TestDigest", value=link(name))}
+
+
 def test_the_lora_changes_comfyuis_own_sampling_with_every_key_loaded(comfy: Client, first: Outcome):
     graph = train_graph(comfy.files, "strong", max_train_steps=20)
     graph["optimizer"] = node("MusubiOptimizer", learning_rate=0.02)
@@ -170,20 +188,7 @@ def test_the_lora_changes_comfyuis_own_sampling_with_every_key_loaded(comfy: Cli
         "LoraModelLoader", model=link("base"), lora=link("train"), strength_model=1.0, bypass=False
     )
     for name, model in (("plain", "base"), ("with lora", "patched")):
-        graph[name] = node(
-            "KSampler",
-            model=link(model),
-            positive=link("base", 1),
-            negative=link("base", 1),
-            latent_image=link("base", 2),
-            seed=1,
-            steps=2,
-            cfg=1.0,
-            sampler_name="euler",
-            scheduler="simple",
-            denoise=1.0,
-        )
-        graph[f"digest {name}"] = node("TestDigest", value=link(name))
+        graph |= sampled(name, model)
     outcome = ok(comfy, graph)
     assert outcome.texts("digest plain") != outcome.texts("digest with lora")
     assert "lora key not loaded" not in comfy.logged()
@@ -211,6 +216,14 @@ def test_a_failed_training_gives_all_memory_back(comfy: Client, first: Outcome):
     after = census(comfy)
     assert_given_back(before, after)
     assert after["inference"]
+    base = {"base": node("TestTinyWan", file=comfy.files["dit"])}
+    assert ok(comfy, {**base, **sampled("afterwards", "base", seed=7)}).texts("digest afterwards")
+
+
+def test_a_finished_training_gives_all_memory_back(comfy: Client, first: Outcome):
+    before = census(comfy)
+    ok(comfy, train_graph(comfy.files, "given back"))
+    assert_given_back(before, census(comfy))
 
 
 def test_two_trainings_of_other_precision_do_not_see_each_other(comfy: Client, first: Outcome):

@@ -15,7 +15,7 @@ COND, UNCOND = "cond", "uncond"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The network is asked for its velocity at x. step: from 0. t: 0..1 as the network is told it, 1 is noise.
+    """The network is asked for its velocity at x. step: from 0. t: 0..1 as the network is told it, 1: noise.
 
     branch: COND for the prompt, UNCOND for the negative prompt. sides: for every step of the run, which of
     several networks answers, 0 for the one of lowest noise. conditioning: what `predict` is given.

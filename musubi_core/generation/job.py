@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 
 from musubi_core.device.memory import empty_cache
-from musubi_core.errors import ConfigError
+from musubi_core.errors import ConfigError, Stopped
 from musubi_core.events import Listener, Note, ShouldStop, Warned, ignore, never
 from musubi_core.files.replace import check_writable
 from musubi_core.generation.conditions import Conditions, has_pictures, prepare
@@ -58,6 +58,9 @@ def generate(
             if config.loras.save_merged_model is not None:
                 return save_merged(opened, config.loras.save_merged_model, emit, should_stop)
             return _draw_all(opened, emit, should_stop, ask)
+        except Stopped:
+            emit(Note(text="Stopped. The model was still being loaded, and nothing was written."))
+            return ()
         finally:
             empty_cache(opened.device)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from musubi_core.events import Listener, Note
+from musubi_core.errors import Stopped
+from musubi_core.events import Listener, Note, Progress, ShouldStop, never
 from musubi_core.generation.lora_options import LoraUse
-from musubi_core.models.spec import ArchSpec, LoadRequest
+from musubi_core.models.spec import ArchSpec, Expert, LoadRequest
 from musubi_core.networks.merging import WeightMerge
 from musubi_core.networks.network import Network
 from musubi_core.networks.of_files import chosen, layers_of, network_of
@@ -108,3 +109,15 @@ def hang_beside(
 def empty_network(spec: ArchSpec, request: LoadRequest) -> nn.Module:
     """The network without memory, for its names and sizes; only the header of its file is read."""
     return spec.load(replace(request, device=META, quantisation=None, placement=None, transform=None))
+
+
+def watcher(expert: Expert, emit: Listener, should_stop: ShouldStop = never) -> Callable[[int, int], None]:
+    """For `LoadRequest.watch`: shows how far loading is, and raises Stopped when it shall end."""
+    stage = f"load {expert.name}" if expert.name else "load"
+
+    def watch(done: int, total: int) -> None:
+        if should_stop():
+            raise Stopped
+        emit(Progress(stage=stage, done=done, total=total, text=expert.path.name))
+
+    return watch

@@ -9,19 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from musubi_core.errors import BadFileError, ConfigError
+from musubi_core.errors import BadFileError, ConfigError, Stopped
 from musubi_core.events import FileWritten, Listener, Note, Progress, ShouldStop
 from musubi_core.files.tensor_info import TensorInfo
 from musubi_core.files.tensors import write_made
-from musubi_core.generation.loading import load_with_merged
+from musubi_core.generation.loading import load_with_merged, watcher
 from musubi_core.generation.opening import OpenedModel, lora_facts
 from musubi_core.models.spec import Expert
 
 CPU = torch.device("cpu")
-
-
-class _Stopped(Exception):
-    """Leaves the file unwritten."""
 
 
 def save_merged(opened: OpenedModel, path: Path, emit: Listener, should_stop: ShouldStop) -> tuple[Path, ...]:
@@ -51,7 +47,8 @@ def save_merged(opened: OpenedModel, path: Path, emit: Listener, should_stop: Sh
 def _save(
     opened: OpenedModel, side: int, expert: Expert, path: Path, emit: Listener, should_stop: ShouldStop
 ) -> bool:
-    request = replace(opened.load_request(expert, CPU), placement=None)
+    watch = watcher(expert, emit, should_stop)
+    request = replace(opened.load_request(expert, CPU), placement=None, watch=watch)
     loras = opened.loras[side]
     model = load_with_merged(opened.spec, request, loras, emit, name=expert.name or "model")
     state: Mapping[str, Tensor] = model.state_dict()
@@ -64,7 +61,7 @@ def _save(
     def make(name: str) -> Tensor:
         nonlocal done
         if should_stop():
-            raise _Stopped
+            raise Stopped
         tensor = state[name]
         if not torch.isfinite(tensor).all():
             raise BadFileError(
@@ -78,7 +75,7 @@ def _save(
     named = ", ".join(f"{one['file']} {one['multiplier']:g}" for one in lora_facts([loras]))
     try:
         write_made(path, infos, make, {"format": "pt", "musubi_core.merged": named})
-    except _Stopped:
+    except Stopped:
         return False
     emit(FileWritten(path=path, what="merged model"))
     emit(Note(text="Nothing is drawn with --save_merged_model; use the file as --dit."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +15,7 @@ from musubi_core.events import Event, Listener, Note, Preview, Progress, ShouldS
 from musubi_core.generation.conditions import Conditions
 from musubi_core.generation.draw import OnStep, draw, look_away
 from musubi_core.generation.glances import glances
-from musubi_core.generation.loading import hang_beside, load_frozen, load_with_merged
+from musubi_core.generation.loading import hang_beside, load_frozen, load_with_merged, watcher
 from musubi_core.generation.magcache import magcache
 from musubi_core.generation.memory import DRAWING, enough_memory
 from musubi_core.generation.networks import Networks
@@ -99,7 +100,9 @@ class Session:
         """One network with its LoRAs, its blocks swapped as asked."""
         opened, loras = self._opened, self._opened.loras[side]
         expert = opened.experts[side]
-        request = opened.load_request(expert, device)
+        request = replace(
+            opened.load_request(expert, device), watch=watcher(expert, self._emit, self._should_stop)
+        )
         name = f"{expert.name} model" if expert.name else "model"
         if opened.config.loras.lora_mode == "merge":
             return self._swapped(

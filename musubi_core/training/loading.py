@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from musubi_core.errors import ConfigError, Stopped
-from musubi_core.events import Note, Progress, ShouldStop, never
-from musubi_core.generation.loading import load_frozen
+from musubi_core.errors import ConfigError
+from musubi_core.events import Note, ShouldStop, never
+from musubi_core.generation.loading import load_frozen, watcher
 from musubi_core.models.spec import Expert, LoadRequest
 from musubi_core.models.swapping import placing, start_swap
 from musubi_core.networks.building import build_network
@@ -63,24 +62,13 @@ def load_model(
                 targets=spec.fp8_targets, keep_precise=spec.keep_precise, architecture=spec.name
             ),
             placement=placing(spec, config.swap, device),
-            watch=_watch(opened, expert, should_stop),
+            # of several processes none may leave alone; the loop asks them together
+            watch=watcher(expert, opened.emit, should_stop if here.count == 1 else never),
         ),
         opened.emit,
         merge=merge if config.network.base_weights else None,
         name=f"{expert.name} base model" if expert.name else "base model",
     )
-
-
-def _watch(opened: Opened, expert: Expert, should_stop: ShouldStop) -> Callable[[int, int], None]:
-    stage = f"load {expert.name}" if expert.name else "load"
-    stops = opened.here.count == 1  # of several processes none may leave alone; the loop asks them together
-
-    def watch(done: int, total: int) -> None:
-        if stops and should_stop():
-            raise Stopped
-        opened.emit(Progress(stage=stage, done=done, total=total, text=expert.path.name))
-
-    return watch
 
 
 def swap_blocks(opened: Opened, experts: Experts) -> list[Swap]:

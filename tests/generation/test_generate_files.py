@@ -10,13 +10,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from generate_stage import call, config_of, drawn, stop_after, tiny, values
+from generate_stage import call, config_of, drawn, stop_after, tiny, values, write_lora
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from musubi_core.errors import BadFileError, ConfigError, MusubiError
-from musubi_core.events import Event, Preview, Progress
+from musubi_core.events import Event, Note, Preview, Progress
 from musubi_core.generation.job import generate
 from musubi_core.generation.memory import enough_memory
 from musubi_core.models.registry import SPECS
@@ -315,3 +315,19 @@ def test_a_size_beyond_all_memory_is_an_error_that_says_what_helps(tmp_path: Pat
 def test_other_failures_stay_what_they_are(words: str):
     with pytest.raises(RuntimeError, match=words), enough_memory("drawing", "nothing"):
         raise RuntimeError(words)
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["drawing", "merging"])
+def test_loading_can_be_stopped_and_leaves_nothing(merged: bool, tmp_path: Path):
+    options = values("wan", tmp_path / "out")
+    if merged:
+        lora = write_lora("wan", tmp_path / "lora.safetensors")
+        options |= {"save_merged_model": tmp_path / "merged.safetensors", "lora_weight": [lora]}
+    events: list[Event] = []
+
+    def stop() -> bool:
+        return sum(isinstance(one, Progress) and one.stage == "load" for one in events) > 3
+
+    assert generate(config_of("wan", options), events.append, stop) == ()
+    assert any("still being loaded" in one.text for one in events if isinstance(one, Note))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lora.safetensors"] * merged

@@ -25,6 +25,39 @@ FOLDER = Path(__file__).parents[2] / "example_workflows"
 EXAMPLES: tuple[Example, ...] = tuple(make() for make in (*TRAINING, *TOOLS))
 OPEN = "return window.app.loadGraphData(arguments[0]).then(() => true)"
 FIT = "window.app.extensionManager.command.execute('Comfy.Canvas.FitView')"
+LOOKS = {"Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0}
+SIZE = (2600, 1500)  # of the window in pixels
+PLACES = {
+    "dit": "diffusion_models",
+    "unet_name": "diffusion_models",
+    "model_name": "diffusion_models",
+    "architecture.dit_high_noise": "diffusion_models",
+    "vae": "vae",
+    "vae_name": "vae",
+    "lora_name": "loras",
+    "architecture.text_encoder1": "text_encoders",
+    "architecture.text_encoder2": "text_encoders",
+    "architecture.t5": "text_encoders",
+    "clip_name": "text_encoders",
+}
+
+
+def place_names(base: Path) -> None:
+    """Empty files under the names that the examples have, so that nothing is shown as missing."""
+    prepare(base)
+    for example in EXAMPLES:
+        for one in example.graph.values():
+            for option, value in one.get("inputs", {}).items():
+                if option in PLACES and isinstance(value, str):
+                    file = base / "models" / PLACES[option] / value
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.touch()
+                if option == "folder":
+                    (base / "input" / value).mkdir(exist_ok=True)
+                if option == "run":
+                    run = base / "output" / "musubi" / value
+                    run.mkdir(parents=True)
+                    (run / f"{value}.safetensors").touch()
 
 
 def text_of(example: Example, info: Info) -> str:
@@ -47,11 +80,14 @@ def take(page: Page, target: Path) -> None:
 
 def main(folder: Path, place: Path) -> None:
     with (
-        running_server(folder, place, prepare=prepare) as client,
+        running_server(folder, place, prepare=place_names) as client,
         chromium(place / "profile") as browser,
     ):
         info, page = client.get("/object_info"), Page(browser, client.url)
+        browser.set_window_size(*SIZE)
         page.open()
+        for name, value in LOOKS.items():
+            page.js("return window.app.extensionManager.setting.set(...arguments)", name, value)
         for example in EXAMPLES:
             text = text_of(example, info)
             (FOLDER / f"{example.name}.json").write_text(text, encoding="utf-8")

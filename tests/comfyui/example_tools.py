@@ -56,14 +56,16 @@ def ema_sweep() -> Example:
 The last checkpoint of a training is seldom the best one. The average over the last part of the run is often
 calmer and more faithful. How long that part should be, one finds by trying.
 
-1. Train with `save_every_n_steps` in **Saving**, so that the run has 6 or more checkpoints.
+1. Train with `save_every_n_steps` in **Saving and Validation**, so that the run has 6 or more checkpoints.
 2. Choose the run in **Checkpoints of a Run**.
-3. Press **Run**. You get three pictures with the same seed: the average over a **short** part (`beta` 0.5), over a
+3. Press **Run**. You get three pictures with the same seed: the average over a **short** part (`beta` 0.5),
+   over a
    **longer** one (0.9), and the **last** checkpoint as it is.
 4. Use the file whose picture you like best. All are in `output/loras`.
 
 `beta` is how much of the average so far is kept at each checkpoint: higher means a longer memory.
-In place of `beta` you may set `sigma_rel` (for example 0.1): the width of the average as a part of the whole run.
+In place of `beta` you may set `sigma_rel` (for example 0.1): the width of the average as a part of the
+whole run.
 """
     graph: Mapping[str, dict[str, Any]] = {
         "read me": note("Read me first", words),
@@ -117,10 +119,13 @@ def convert_and_resize() -> Example:
 # Convert a LoRA, and make it smaller
 Choose your file in each of the nodes and press **Run**.
 
-- **Inspect File** says for which model a LoRA was made, its rank, and whether ComfyUI takes all of it.
+- **Inspect LoRA or Model** says for which model a LoRA was made, its rank, and whether ComfyUI takes
+  all of it.
 - **Convert LoRA** writes the same LoRA with other names: for diffusers here. Nothing of it is lost.
-- **Resize LoRA** keeps what matters and drops the rest. A LoRA of rank 32 often fits into rank 8, a quarter of
-  the size. The picture shows how strong each direction is: where the line is flat near zero, nothing is lost.
+- **Resize LoRA** keeps what matters and drops the rest. A LoRA of rank 32 often fits into rank 8, a quarter
+  of
+  the size. The picture shows how strong each direction is: where the line is flat near zero, nothing is
+  lost.
 
 New files are in `output/loras`. Files that exist are left alone unless `overwrite` is on.
 """
@@ -158,9 +163,12 @@ New files are in `output/loras`. Files that exist are left alone unless `overwri
 def fp8_and_magcache() -> Example:
     words = """
 # Draw with half the memory, in less time
-- **Load fp8 Model** reads a normal bf16 or fp16 file and keeps it in 8 bits, with a scale for each small block of
-  numbers. That takes half the memory, and the picture stays very close. LoRAs are merged in **before** rounding.
-- **MagCache** skips steps in which the network would hardly change anything. The presets: *quality* skips few,
+- **Load Model in fp8** reads a normal bf16 or fp16 file and keeps it in 8 bits, with a scale for each small
+  block of
+  numbers. That takes half the memory, and the picture stays very close. LoRAs are merged in **before**
+  rounding.
+- **MagCache** skips steps in which the network would hardly change anything. The presets: *quality* skips
+  few,
   *balanced* more. It knows Wan, HunyuanVideo, Flux and Qwen-Image by itself.
 
 1. Choose your model, LoRA, text encoder and VAE. Without a LoRA, remove **LoRA List**.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,15 @@ def node(kind: str, title: str = "", **inputs: Any) -> dict[str, Any]:
 
 
 def note(title: str, text: str) -> dict[str, Any]:
-    return {"class_type": NOTE, "title": title, "text": text.strip()}
+    """A note in Markdown. The lines of a paragraph become one: the front end would show where they end."""
+    lines: list[str] = []
+    for line in text.strip().splitlines():
+        begins = not line or not lines or re.match(r"#|- |\d+\. ", line)
+        if begins or not lines[-1] or lines[-1].startswith("#"):
+            lines.append(line)
+        else:
+            lines[-1] += f" {line.strip()}"
+    return {"class_type": NOTE, "title": title, "text": "\n".join(lines)}
 
 
 HUNYUAN = {
@@ -62,7 +71,10 @@ def training(
     settings: dict[str, dict[str, Any]],
     **train: Any,
 ) -> Example:
-    """data -> caches -> settings -> Train LoRA -> plot and samples. settings: nodes by input of Train LoRA."""
+    """data -> caches -> settings -> Train LoRA -> plot and samples.
+
+    settings: nodes by input of Train LoRA.
+    """
     graph = {
         "read me": note("Read me first", words),
         "data": dataset,
@@ -90,11 +102,18 @@ def training(
             Column("Read me", ("read me",), READ_ME),
             Column("1. Your data and the model", ("data", "report", "model")),
             Column("2. Caches: made once, then reused", ("latents", "texts")),
-            Column("3. Settings", tuple(settings)),
+            *_settings_columns(tuple(settings)),
             Column("4. Train", ("train", "watching")),
             Column("What comes out", ("plot", "pictures"), "#8a8"),
         ),
     )
+
+
+def _settings_columns(names: tuple[str, ...]) -> tuple[Column, Column]:
+    """The nodes of the settings in two columns: what is learned and how, and where it is kept and shown."""
+    kept = tuple(name for name in names if name in ("memory", "saving", "sampling"))
+    learned = tuple(name for name in names if name not in kept)
+    return Column("3. Settings: what is learned", learned), Column("3. Settings: memory and files", kept)
 
 
 def _settings(
@@ -113,7 +132,8 @@ def _settings(
 def hunyuan_video() -> Example:
     words = """
 # Train a HunyuanVideo LoRA from a folder
-1. Put 10 to 50 pictures into a new folder `my_photos` inside ComfyUI's `input` folder. Beside each picture lies
+1. Put 10 to 50 pictures into a new folder `my_photos` inside ComfyUI's `input` folder. Beside each picture
+   lies
    a text file of the same name that says what is seen: `dog.png` and `dog.txt`.
 2. Choose the folder in **Image Folder Dataset**, and your model files in **Training Model**.
 3. Press **Run**.
@@ -124,7 +144,8 @@ def hunyuan_video() -> Example:
 - `text_encoders/llava_llama3_fp16.safetensors` and `clip_l.safetensors`
 
 ## If the memory is not enough
-Set `blocks_to_swap` in **Memory** to 20, then 36, or `resolution` to 512. **Plan Training** tells beforehand what
+Set `blocks_to_swap` in **Memory and Speed** to 20, then 36, or `resolution` to 512. **Plan Training** tells
+beforehand what
 a run needs.
 
 ## Clips instead of pictures
@@ -151,7 +172,8 @@ Use **Video Folder Dataset**, with `target_frames` such as `1 25`.
 def wan_pair() -> Example:
     words = """
 # Train a pair of LoRAs for Wan 2.2
-Wan 2.2 A14B has **two networks**: one for high noise (what moves where), one for low noise (how it looks). This
+Wan 2.2 A14B has **two networks**: one for high noise (what moves where), one for low noise (how it looks).
+This
 graph trains a LoRA for each in one run and saves **two files**.
 
 1. Put pictures with text files into `input/my_photos`.
@@ -165,11 +187,11 @@ graph trains a LoRA for each in one run and saves **two files**.
 - `text_encoders/umt5_xxl_fp16.safetensors`
 
 ## Using the pair
-Load each file with **Load LoRA (Model)** behind the network that it was trained for.
+Load each file with **Load LoRA** behind the network that it was trained for.
 
 ## Memory
 `offload_inactive_dit` keeps the network that rests in the computer's own memory. Not enough? Raise
-`blocks_to_swap` in **Memory**. To train one LoRA for both networks, set `expert_loras` to `shared`.
+`blocks_to_swap` in **Memory and Speed**. To train one LoRA for both networks, set `expert_loras` to `shared`.
 """
     samples = "a video of my subject walking --w 480 --h 480 --f 1 --s 20 --d 1"
     return training(
@@ -192,7 +214,8 @@ Load each file with **Load LoRA (Model)** behind the network that it was trained
 def kontext_pairs() -> Example:
     words = """
 # Teach Flux Kontext an edit
-Kontext changes a given picture. It learns an edit from **pairs**: the picture before, and the picture after.
+Kontext changes a given picture. It learns an edit from **pairs**: the picture before, and the picture
+after.
 
 1. `input/edits_after` holds the pictures **after** the edit, each with a text file that says what to do:
    `dog.png` and `dog.txt` with "make it a pencil drawing".
@@ -236,15 +259,18 @@ def continued() -> Example:
 There are three ways, and this graph shows the settings for all of them.
 
 ## 1. A run that was cancelled
-Open the graph it was started with and press **Run** again. With `resume` on *if possible* the run goes on at the
+Open the graph it was started with and press **Run** again. With `resume` on *if possible* the run goes on
+at the
 very step where it ended, with the same result as if it had never stopped. Nothing else is needed.
 
 ## 2. A finished run that should train longer
-Keep `output_name`, and raise `max_train_steps`. This needs the state of the end: `save_state_on_train_end` in
-**Saving** must have been on, as it is here.
+Keep `output_name`, and raise `max_train_steps`. This needs the state of the end: `save_state_on_train_end`
+in
+**Saving and Validation** must have been on, as it is here.
 
 ## 3. A LoRA that someone else made
-Choose it as `network_weights` in **Network**, with `dim_from_weights` on so that the rank fits. It is the start of
+Choose it as `network_weights` in **Network**, with `dim_from_weights` on so that the rank fits. It is the
+start of
 a **new** run with a new `output_name`: its optimizer begins afresh.
 
 To begin again from nothing, set `resume` to *start over*.

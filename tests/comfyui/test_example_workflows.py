@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_places import NOT_TESTED, comfyui_folders
+from dashboard_stage import Page, chromium
 from example_files import EXAMPLES, FOLDER, open_workflow, text_of
 from example_tools import WAN_1_3B
 from example_training import HUNYUAN, KONTEXT, WAN_PAIR
@@ -166,3 +167,23 @@ def test_the_file_is_what_its_source_makes(served: Client, example: Any):
 def test_there_is_a_note_and_a_picture(name: str):
     assert any(one["type"] == "MarkdownNote" for one in workflow(name)["nodes"])
     assert (FOLDER / f"{name}.jpg").is_file()
+
+
+@pytest.fixture(scope="module")
+def page(served: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        opened = Page(browser, served.url)
+        opened.open()
+        yield opened
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_front_end_queues_what_the_file_means(page: Page, served: Client, name: str):
+    open_workflow(page, workflow(name))
+    unknown = "window.app.graph.nodes.filter((one) => !window.LiteGraph.registered_node_types[one.type])"
+    assert page.js(f"return {unknown}.map((one) => one.type)") == []
+    queued = page.js("return window.app.graphToPrompt().then((one) => one.output)")
+    expected = prompt_of(workflow(name), served.get("/object_info"))
+    assert {key: (one["class_type"], one["inputs"]) for key, one in queued.items()} == {
+        key: (one["class_type"], one["inputs"]) for key, one in expected.items()
+    }

@@ -1,7 +1,7 @@
 """Workflow files of ComfyUI's front end (format 0.4) from graphs by name, and back.
 
-A graph in API form names its inputs; a workflow file lists the values of the widgets by place. What is at which
-place, `/object_info` tells, so the files follow the nodes' schemas.
+A graph in API form names its inputs; a workflow file lists the values of the widgets by place. What is at
+which place, `/object_info` tells, so the files follow the nodes' schemas.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ NOTE = "MarkdownNote"
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 AFTER_GENERATE = "fixed"  # the widget behind a seed
-WIDTH, GAP, TITLE, ROW, SOCKET, TEXT = 420, 60, 40, 26, 20, 140  # pixels
-NOTE_LINE, NOTE_LETTERS = 24, 46  # height of a line of a note in pixels, letters in it
+WIDTH, GAP, TITLE, ROW, SOCKET, TEXT, FEW_LINES = 420, 60, 40, 24, 20, 140, 80  # pixels
+NOTE_LINE, NOTE_LETTERS = 22, 60  # height of a line of a note in pixels, letters in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +190,13 @@ def _height(node: Mapping[str, Any], info: Info) -> int:
         return values.get(name, _default(name, spec))
 
     for _, spec, _ in _walk(about["input"], value_of):
-        extra = spec[1] if len(spec) > 1 else {}
-        texts += bool(extra.get("multiline")) and not extra.get("advanced")
-        rows += not extra.get("advanced") and not extra.get("multiline")
+        if len(spec) > 1 and spec[1].get("multiline"):
+            texts += FEW_LINES if spec[1].get("advanced") else TEXT
+        else:
+            rows += 1
     sockets = max(_sockets(about), len(about["output"]))
     shows = TEXT if about.get("output_node") else 0
-    return SOCKET * sockets + ROW * rows + TEXT * texts + shows + 20
+    return SOCKET * sockets + ROW * rows + texts + shows + 10
 
 
 def prompt_of(workflow: Mapping[str, Any], info: Info) -> dict[str, Any]:

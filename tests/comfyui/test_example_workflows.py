@@ -159,8 +159,11 @@ def test_every_node_is_there(served: Client, name: str):
 @pytest.mark.parametrize("example", EXAMPLES, ids=NAMES)
 def test_the_file_is_what_its_source_makes(served: Client, example: Any):
     """After a change of an example or of a schema: python tests/comfyui/example_files.py ~/ComfyUI."""
+    info = served.get("/object_info")
+    if "bypass" not in info["LoraModelLoader"]["input"]["required"]:
+        pytest.skip("the files are made with a newer ComfyUI")
     written = (FOLDER / f"{example.name}.json").read_text(encoding="utf-8")
-    assert written == text_of(example, served.get("/object_info"))
+    assert written == text_of(example, info)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -93,13 +93,9 @@ def widget_values(about: Mapping[str, Any], given: Mapping[str, Any]) -> list[An
 
 
 def widget_inputs(about: Mapping[str, Any], values: list[Any]) -> dict[str, Any]:
-    """The reverse: input by name."""
+    """The reverse: input by name. Values of widgets that this ComfyUI does not have yet are passed over."""
     waiting = iter(values)
-    found = {name: value for name, _, value in _walk(about["input"], lambda *_: next(waiting)) if name}
-    left = list(waiting)
-    if left:
-        raise ValueError(f"values without a widget: {left}")
-    return found
+    return {name: value for name, _, value in _walk(about["input"], lambda *_: next(waiting)) if name}
 
 
 def workflow_of(example: Example, info: Info) -> dict[str, Any]:

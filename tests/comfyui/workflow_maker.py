@@ -158,7 +158,7 @@ def _connect(graph: Graph, numbers: Mapping[str, int], nodes: Mapping[str, Any])
     return links
 
 
-def _lay_out(example: Example, nodes: Mapping[str, Any], info: Info) -> list[dict[str, Any]]:
+def _lay_out(example: Example, nodes: Mapping[str, dict[str, Any]], info: Info) -> list[dict[str, Any]]:
     """Place the nodes column by column. Returns a frame for each column."""
     groups = []
     for place, column in enumerate(example.columns):

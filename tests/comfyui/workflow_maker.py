@@ -78,7 +78,7 @@ def _default(name: str, spec: Any) -> Any:
     if "default" in about:
         return about["default"]
     options = spec[0] if isinstance(spec[0], list) else about.get("options")
-    first = options[0] if options else None
+    first: Any = options[0] if options else None
     return first["key"] if spec[0] == DYNAMIC else first
 
 

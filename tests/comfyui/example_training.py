@@ -55,7 +55,7 @@ KONTEXT = {
 }
 WATCHING = """
 ## While it trains
-- The side bar's **Musubi** tab shows the loss, the speed, the time left and the samples.
+- The side bar's **Training** tab shows the loss, the speed, the time left and the samples.
 - The loss jumps from step to step; look at the smoothed line, and at the samples even more.
 - **Cancel** saves everything. Queue again, and the run goes on exactly where it was.
 - The finished file is in `output/loras`; every "Load LoRA" node lists it at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -101,11 +102,14 @@ def join_processes(precision: str | None, timeout_minutes: int | None = None) ->
             or os.environ.get("ACCELERATE_MIXED_PRECISION")
             or usual_precision(state.device),
         )
+        if state.num_processes > 1:
+            dist.barrier()  # leave together: nobody is cut off from one that is still at work
     finally:
         if not before:
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
             PartialState._reset_state()
+            gc.collect()  # gloo aborts the process when its threads are first cleared away at exit
 
 
 @contextlib.contextmanager

@@ -41,7 +41,14 @@ def decode_files(
         _check_shape(path, one, spec, options)
     check_writable(folder)
     device = pick_device(config.model.device)
-    encoding = vae_of(config, spec, options, device, decodes_only=True)
+    encoding = vae_of(
+        spec,
+        options,
+        device,
+        weights=config.model.vae,
+        dtype=config.model.vae_dtype,
+        decodes_only=True,
+    )
     codec: LatentCodec | None = None
     written: list[Path] = []
     for path, one in zip(paths, stored, strict=True):

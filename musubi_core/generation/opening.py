@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,7 +71,15 @@ class OpenedModel:
 
     def latents(self, *, decodes_only: bool) -> LatentEncoding:
         """The VAE; its header is read, its weights are not. Raises ConfigError, BadFileError."""
-        return vae_of(self.config, self.spec, self.arch.latent, self.device, decodes_only=decodes_only)
+        model = self.config.model
+        return vae_of(
+            self.spec,
+            self.arch.latent,
+            self.device,
+            weights=model.vae,
+            dtype=model.vae_dtype,
+            decodes_only=decodes_only,
+        )
 
 
 def open_model(config: GenerateConfig, spec: ArchSpec | None, emit: Listener) -> OpenedModel:
@@ -153,16 +162,24 @@ def lora_uses(options: LoraOptions, experts: int, emit: Listener) -> tuple[tuple
 
 
 def vae_of(
-    config: GenerateConfig, spec: ArchSpec, options: Any, device: torch.device, *, decodes_only: bool
+    spec: ArchSpec,
+    options: Any,
+    device: torch.device,
+    *,
+    weights: Path | None,
+    dtype: str | None,
+    decodes_only: bool,
 ) -> LatentEncoding:
-    """The VAE of a job, not yet opened."""
-    dtype = dtype_of(config.model.vae_dtype) if config.model.vae_dtype else None
+    """A VAE, not yet opened. dtype: what it computes in, by name; None leaves it to the architecture.
+
+    Reads the header of its file. Raises ConfigError, BadFileError.
+    """
     return spec.latents(
         EncoderRequest(
             device=device,
-            dtype=dtype,
+            dtype=dtype_of(dtype) if dtype else None,
             options=options,
-            weights=config.model.vae,
+            weights=weights,
             decodes_only=decodes_only,
         )
     )

@@ -14,7 +14,6 @@ import torch
 
 import musubi_core
 from musubi_core.device.memory import empty_cache
-from musubi_core.device.precision import dtype_of
 from musubi_core.errors import MusubiError
 from musubi_core.events import FileWritten, Listener, Preview, Progress, ShouldStop, Warned
 from musubi_core.files.replace import check_writable
@@ -22,7 +21,7 @@ from musubi_core.generation.conditions import Conditions, has_pictures, prepare
 from musubi_core.generation.draw import OnStep, draw
 from musubi_core.generation.facts import settings_facts
 from musubi_core.generation.networks import Networks
-from musubi_core.generation.opening import with_shared
+from musubi_core.generation.opening import vae_of, with_shared
 from musubi_core.generation.outputs import write_frames
 from musubi_core.generation.prompt_files import read_prompts
 from musubi_core.generation.prompt_options import check_pictures
@@ -59,15 +58,15 @@ def prepare_prompts(opened: Opened, should_stop: ShouldStop) -> Prompts:
     if here.main:
         check_writable(config.saving.output_dir / FOLDER)
     drawings = settled_prompts(opened)
-    latent, text = encoder_options(config, spec)
-    codec = _vae(config, spec, latent, here.device, decodes_only=True)  # refuses a foreign VAE now
+    _, text = encoder_options(config, spec)
+    codec = _vae(config, spec, here.device, decodes_only=True)  # refuses a foreign VAE now
     request = EncoderRequest(device=here.device, dtype=None, options=text)
     texts = encode_prompts(spec, drawings, request, emit=opened.emit, should_stop=should_stop)
     if texts is None:
         return Prompts()
     encoder: LatentCodec | None = None
     if any(map(has_pictures, drawings)):
-        encoder = _vae(config, spec, latent, here.device, decodes_only=False).open()
+        encoder = _vae(config, spec, here.device, decodes_only=False).open()
     options = config.arch_options
     conditions = tuple(prepare(spec, one, texts, codec=encoder, options=options) for one in drawings)
     empty_cache(here.device)
@@ -106,18 +105,16 @@ def encoder_options(config: TrainConfig, spec: ArchSpec) -> tuple[Any, Any]:
     return with_shared(latent, config.arch_options), with_shared(text, config.arch_options)
 
 
-def _vae(
-    config: TrainConfig, spec: ArchSpec, options: Any, device: torch.device, *, decodes_only: bool
-) -> LatentEncoding:
-    dtype = config.samples.vae_dtype
-    return spec.latents(
-        EncoderRequest(
-            device=device,
-            dtype=dtype_of(dtype) if dtype else None,
-            options=options,
-            weights=config.model.vae,
-            decodes_only=decodes_only,
-        )
+def _vae(config: TrainConfig, spec: ArchSpec, device: torch.device, *, decodes_only: bool) -> LatentEncoding:
+    """The VAE of a run, not yet opened. Raises ConfigError, BadFileError."""
+    latent, _ = encoder_options(config, spec)
+    return vae_of(
+        spec,
+        latent,
+        device,
+        weights=config.model.vae,
+        dtype=config.samples.vae_dtype,
+        decodes_only=decodes_only,
     )
 
 

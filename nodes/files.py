@@ -84,14 +84,16 @@ class TokenizerName:
         )
 
 
+NETWORKS = ModelFile(("diffusion_models", "checkpoints"))
+LORAS = ModelFile(("loras",))
 FILES: Mapping[str, Chooser] = {
-    "dit": ModelFile(("diffusion_models", "checkpoints")),
+    "dit": NETWORKS,
     "dit_high_noise": ModelFile(("diffusion_models",)),
     "vae": ModelFile(("vae", "checkpoints")),
     "clip": ModelFile(("clip_vision",)),
     "image_encoder": ModelFile(("clip_vision",)),
-    "network_weights": ModelFile(("loras",)),
-    "base_weights": ModelFile(("loras",)),
+    "network_weights": LORAS,
+    "base_weights": LORAS,
 }
 
 

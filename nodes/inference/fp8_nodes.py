@@ -12,7 +12,7 @@ from musubi_core.lora_tools.fp8_model import check_fp8_model
 from musubi_core.quantization.config import SchemeOptions
 
 from .. import running
-from ..files import ModelFile
+from ..files import NETWORKS
 from ..inputs import config_from, inputs_of
 from ..schema import aliases, schema, validator
 from .file_state import state_of
@@ -20,7 +20,6 @@ from .fp8_loader import Fp8Request, load_fp8_model
 from .text_output import collecting
 
 CATEGORY = "Musubi/Inference"
-NETWORKS = ModelFile(("diffusion_models", "checkpoints"))
 Loras = io.Custom("MUSUBI_LORAS")  # files with strengths, from LoRA List
 
 

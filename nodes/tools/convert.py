@@ -9,11 +9,12 @@ from comfy_api.latest import io
 
 from musubi_core.lora_tools.convert_config import ConvertConfig
 
+from ..files import LORAS
 from ..inference.file_state import state_of
 from ..inputs import config_from, inputs_of
 from ..schema import aliases, schema, validator
 from ..shown import shown
-from .lora_lists import CATEGORY, LORAS, check_lora, lora_input
+from .lora_lists import CATEGORY, check_lora, lora_input
 from .results import check_name, lora_file, lora_outputs, lora_values, result_inputs, run_tool
 
 NODE = "Convert LoRA"

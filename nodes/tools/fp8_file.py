@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from musubi_core.lora_tools.fp8_file_config import Fp8FileConfig
 
-from ..files import ModelFile
+from ..files import NETWORKS
 from ..inference.file_state import state_of
 from ..inputs import config_from, inputs_of
 from ..schema import aliases, schema, validator
@@ -16,7 +16,6 @@ from ..shown import shown
 from ..work import device
 from .results import model_file, result_inputs, run_tool
 
-NETWORKS = ModelFile(("diffusion_models", "checkpoints"))
 OWN = ("input", "output", "device")
 
 

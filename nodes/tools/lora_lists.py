@@ -12,13 +12,12 @@ from comfy_api.latest import io
 
 from musubi_core.errors import ConfigError
 
-from ..files import ModelFile
+from ..files import LORAS
 from ..folders import run_folder
 from ..inference.file_state import state_of
 from ..schema import aliases, schema, validator
 
 CATEGORY = "Musubi/LoRA Tools"
-LORAS = ModelFile(("loras",))
 LorasType = io.Custom("MUSUBI_LORAS")
 # What a run calls its files, see training.outputs.
 WHEN = {

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from musubi_core.lora_tools.merge_config import MergeConfig
 
-from ..files import ModelFile
+from ..files import NETWORKS
 from ..inference.file_state import state_of
 from ..inputs import config_from, inputs_of
 from ..schema import aliases, schema, validator
@@ -27,7 +27,6 @@ from .results import (
 
 OF_LISTS = ("lora_weight", "lora_multiplier", "output_file", "dit")
 OF_RANKS = ("new_rank", "energy", "size", "disjoint")
-NETWORKS = ModelFile(("diffusion_models", "checkpoints"))
 
 
 def _given_loras(loras: Sequence[NamedLora]) -> dict[str, Any]:

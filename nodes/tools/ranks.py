@@ -12,16 +12,15 @@ from torch import Tensor
 from musubi_core.lora_tools.extract_config import ExtractConfig
 from musubi_core.lora_tools.resize_config import ResizeConfig
 
-from ..files import NONE, ModelFile
+from ..files import LORAS, NETWORKS, NONE
 from ..inference.file_state import state_of
 from ..inputs import config_from, inputs_of
 from ..pictures import as_image
 from ..schema import aliases, schema, validator
 from ..shown import shown
-from .lora_lists import CATEGORY, LORAS, check_lora, lora_input
+from .lora_lists import CATEGORY, check_lora, lora_input
 from .results import check_name, lora_file, lora_outputs, lora_values, result_inputs, run_tool
 
-NETWORKS = ModelFile(("diffusion_models", "checkpoints"))
 RESIZE_OWN = ("path", "output_file", "dit", "plot")
 EXTRACT_OWN = ("model_org", "model_tuned", "output_file", "plot")
 
